@@ -1,0 +1,13 @@
+"""Position schemes for vision transformers: MPVG, its baselines and ablations, on PyTorch and timm.
+
+import mpvg, timm
+model = timm.create_model("mpvg_deit_tiny_patch16_224", scheme="mpvg")
+"""
+
+from mpvg import models as models
+from mpvg.fold import fold
+from mpvg.position import Positions
+from mpvg.scheme import SCHEMES, PositionScheme
+
+__version__ = "0.1.0"
+__all__ = ["SCHEMES", "PositionScheme", "Positions", "__version__", "fold"]

@@ -1,0 +1,52 @@
+"""The transformer block that receives a position.
+
+    x'      = x + MSA(LN(x) + d)
+    x_next  = x' + MLP(LN''(x'))
+
+Sources: LaPE (delivery through an independent LayerNorm); MPVG, figure 3.
+"""
+
+import copy
+from typing import Any
+
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+
+
+def norm_like(norm: Any) -> nn.Module:
+    """Return a fresh norm of the same kind (class, width, eps, affine, device, dtype) as `norm`."""
+    fresh = copy.deepcopy(norm)
+    fresh.reset_parameters()
+    return fresh.requires_grad_(True)
+
+
+class Block(nn.Module):
+    """A timm block, keys and all, that adds the position delivered to it to the input of its attention.
+
+    Args:
+        block: The timm block whose parts it takes over.
+        norm_pos: LN', the norm through which this block's position passes; None where it receives none.
+    """
+
+    def __init__(self, block: TimmBlock, norm_pos: nn.Module | None) -> None:
+        super().__init__()
+        self.norm_pos = norm_pos
+        self.norm1, self.attn, self.ls1, self.drop_path1 = block.norm1, block.attn, block.ls1, block.drop_path1
+        self.norm2, self.mlp, self.ls2, self.drop_path2 = block.norm2, block.mlp, block.ls2, block.drop_path2
+
+    def forward(self, x: Tensor, pos: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: Tokens (B, N, D).
+            pos: Delivered position d (1 or B, N, D), already past its norm; None for none.
+            attn_mask: Mask broadcastable to (B, heads, N, N), as timm's attention takes it.
+
+        Returns:
+            Tokens (B, N, D).
+        """
+        a = self.norm1(x)
+        if pos is not None:
+            a = a + pos
+        x = x + self.drop_path1(self.ls1(self.attn(a, attn_mask=attn_mask)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

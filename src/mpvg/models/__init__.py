@@ -1,0 +1,3 @@
+"""Model families; importing this package registers them with timm."""
+
+from mpvg.models import mpvg_vit as mpvg_vit

@@ -1,0 +1,334 @@
+"""DeiT under every position scheme: timm's VisionTransformer with layer-wise blocks.
+
+State-dict names are timm's plus `blocks.<i>.norm_pos.*` and `norm_pos.*` (the one at the Last LN).
+Sources: DeiT (ICML 2021), MPVG tables 1, 5 and 6.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import PatchDropoutWithIndices, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mpvg.blocks import Block, norm_like
+from mpvg.models.weights import filter_checkpoint
+from mpvg.position import Layerwise, Positions
+from mpvg.scheme import PositionScheme, SchemeLike
+from mpvg.tables import POS_EMBEDS, make_sinusoid, resize_table, token_rows
+
+
+class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
+    """timm's VisionTransformer told where its tokens are by a position scheme.
+
+    Args:
+        scheme: Preset name, text, mapping or PositionScheme. It sets class_token and global_pool.
+        pos_embed: "learn", "sincos1d" (T2T-ViT), "sincos2d" (MAE) or "none". Sinusoids are frozen parameters.
+        class_token: Only what the scheme says; None follows it.
+        global_pool: "token" with a class token, without it "avg" or another pooling of timm's; "" for none.
+        fc_norm: True normalises after pooling as timm does by default; refused with a position at the Last LN.
+        weight_init: As timm's.
+        timm_args: Every other keyword of timm's VisionTransformer (img_size, patch_size, embed_dim, depth, ...).
+
+    Raises:
+        ValueError: An argument that contradicts the scheme, or a scheme that means nothing at this depth.
+        TypeError: A keyword that timm's VisionTransformer does not know.
+
+    Source:
+        MPVG, section 3 and figure 3. Assumption: initialisation as DeiT's official code (class token std 0.02).
+    """
+
+    if TYPE_CHECKING:
+        pos_embed: nn.Parameter | None
+        cls_token: nn.Parameter | None
+        reg_token: nn.Parameter | None
+        patch_drop: nn.Module
+
+    def __init__(
+        self,
+        *,
+        scheme: SchemeLike = "mpvg",
+        pos_embed: str = "learn",
+        class_token: bool | None = None,
+        global_pool: str | None = None,
+        fc_norm: bool | None = None,
+        weight_init: str = "",
+        **timm_args: Any,
+    ) -> None:
+        scheme = PositionScheme.parse(scheme)
+        _refuse_contradictions(scheme, pos_embed, class_token=class_token, global_pool=global_pool)
+        super().__init__(
+            class_token=scheme.class_token,
+            global_pool=("token" if scheme.class_token else "avg") if global_pool is None else global_pool,
+            pos_embed="none" if pos_embed == "none" else "learn",
+            fc_norm=bool(fc_norm),
+            weight_init="skip",
+            **timm_args,
+        )
+        self._make_layerwise(scheme, pos_embed)
+        self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
+        if weight_init != "skip":
+            self.init_weights(needs_reset=False)
+
+    def _make_layerwise(self, scheme: PositionScheme, pos_embed: str) -> None:
+        """Turn a timm instance into ours: give its blocks and its Last LN their position norms."""
+        plan = scheme.plan(len(self.blocks))
+        if plan.last is not None and isinstance(self.norm, nn.Identity):
+            raise ValueError(
+                f"last_norm={plan.last} needs a norm before pooling to join: leave out fc_norm=True and "
+                "final_norm=False, or use a scheme with last_norm=None."
+            )
+        if (self.pos_embed is not None) != plan.uses_positions:
+            raise ValueError(
+                f"pos_embed={pos_embed!r} with scheme {str(scheme)!r}: "
+                + (
+                    "nothing would read the table, use pos_embed='none'."
+                    if self.pos_embed is not None
+                    else f"there is no table to deliver or join, use pos_embed={POS_EMBEDS[0]!r} or another scheme."
+                )
+            )
+        if pos_embed == "sincos2d" and self.embed_dim % 4:
+            raise ValueError(f"embed_dim={self.embed_dim} with pos_embed='sincos2d': use a multiple of 4.")
+        self.scheme = scheme
+        self.follow(plan)
+        self.pos_kind = pos_embed
+        self.blocks = nn.ModuleList(
+            Block(block, norm_like(block.norm1) if source else None)
+            for block, source in zip(self.blocks, plan.blocks, strict=True)
+        )
+        self.norm_pos = None if plan.last is None else norm_like(self.norm)
+        self.patch_drop = PatchDropoutWithIndices(getattr(self.patch_drop, "prob", 0.0), self.num_prefix_tokens)
+        self.has_class_row = self.has_class_token and not self.no_embed_class
+        self.num_rowless = self.num_prefix_tokens - int(self.has_class_row)  # registers have no row in the table
+        if self.pos_embed is not None and self.num_rowless and not self.no_embed_class:
+            self.pos_embed = nn.Parameter(self.pos_embed[:, self.num_rowless :].detach().clone())
+        if self.pos_embed is not None:
+            self.pos_embed.requires_grad_(pos_embed == "learn")
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise all weights; what schemes share is drawn first: one seed gives it the same values in all."""
+        table, class_token = self.pos_embed, self.cls_token
+        self.pos_embed = self.cls_token = None  # their sizes differ between schemes: timm would draw them first
+        super().init_weights(mode, needs_reset)
+        self.pos_embed, self.cls_token = table, class_token
+        with torch.no_grad():
+            if table is not None and self.pos_kind == "learn":
+                trunc_normal_(table[:, int(self.has_class_row) :], std=0.02)
+                if self.has_class_row:
+                    trunc_normal_(table[:, :1], std=0.02)
+            elif table is not None:
+                sinusoid = make_sinusoid(self.pos_kind, self.patch_embed.grid_size, self.embed_dim, self.has_class_row)
+                table.copy_(sinusoid)
+            if class_token is not None:
+                trunc_normal_(class_token, std=0.02)
+
+    def initial_position(self, grid_size: tuple[int, int] | None = None) -> Tensor | None:
+        """Return pos_0 (1, [1 +] H*W, D) for a grid; None for the grid of the table."""
+        if self.pos_embed is None or grid_size is None:
+            return self.pos_embed
+        return resize_table(self.pos_embed, self.pos_kind, grid_size, self.patch_embed.grid_size, self.has_class_row)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
+        """Turn images (B, C, H, W) into x_0 (B, N, D) and the positions of its N tokens."""
+        x = self.patch_embed(x)
+        if self.dynamic_img_size:
+            positions = self.positions((x.shape[1], x.shape[2]))
+            x = x.flatten(1, 2)
+        else:
+            positions = self.positions()
+        if self.reg_token is not None:
+            x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        initial = positions.initial
+        if self.joins_input and initial is not None:
+            x = x + token_rows(initial, self.has_class_row, self.num_rowless)
+        x, keep = self.patch_drop(self.pos_drop(x))
+        return self.norm_pre(x), self._at_tokens(positions, keep)
+
+    def _at_tokens(self, positions: Positions, keep: Tensor | None) -> Positions:
+        """Give every token its row; registers and dropped patches are where tokens and table rows differ."""
+        if self.num_rowless == 0 and keep is None:
+            return positions
+        spread: list[Tensor | None] = []
+        for rows in [positions.initial] + positions.blocks + [positions.last]:  # noqa: RUF005 (TorchScript)
+            if rows is None:
+                spread.append(None)
+            else:
+                spread.append(token_rows(rows, self.has_class_row, self.num_rowless, keep))
+        return Positions(spread[0], spread[1:-1], spread[-1])
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Return y (B, N, D), the tokens after the Last LN and its position."""
+        x, positions = self.embed(x)
+        x = self.run_blocks(x, positions, 0, len(self.blocks), attn_mask)
+        return self.last_norm(x, positions)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Return logits (B, num_classes) for images (B, C, H, W)."""
+        return self.forward_head(self.forward_features(x, attn_mask))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Any]:
+        """Return what leaves chosen blocks, and y; arguments and results are those of timm's models."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt={output_fmt!r} is unknown: use 'NCHW' or 'NLC'.")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        height, width = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
+        x, positions = self.embed(x)
+        intermediates: list[Tensor] = []
+        prefixes: list[Tensor] = []
+        for i in range(last + 1 if stop_early else len(self.blocks)):
+            x = self.run_blocks(x, positions, i, i + 1, attn_mask)
+            if i in take:
+                tokens = self.last_norm(x, positions) if norm else x
+                prefixes.append(tokens[:, : self.num_prefix_tokens])
+                tokens = tokens[:, self.num_prefix_tokens :]
+                if output_fmt == "NCHW":
+                    tokens = tokens.transpose(1, 2).reshape(x.shape[0], -1, height, width).contiguous()
+                intermediates.append(tokens)
+        with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": intermediates}
+            if with_prefix:
+                result["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                result["image_features"] = self.last_norm(x, positions)
+            return result
+        taken: list[Any] = list(zip(intermediates, prefixes, strict=True)) if with_prefix else intermediates
+        return taken if intermediates_only else (self.last_norm(x, positions), taken)
+
+    def pooled_constant(self, positions: Positions) -> Tensor | None:
+        """Return c (D,), what the Last LN's position adds to the pooled features; None where that is no constant."""
+        if positions.last is None or self.global_pool != "avg" or self.pool_include_prefix:
+            return None
+        return positions.last[0, int(self.has_class_row) :].mean(dim=0)
+
+    def freeze_input_size(self) -> None:
+        """Accept only images of the size that the model is built for."""
+        self.patch_embed.strict_img_size = True
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen intermediates do not need; see timm."""
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_norm:
+            self.norm_pos = None
+        elif self.norm_pos is not None and self.last_source >= len(self.blocks):
+            raise ValueError(
+                f"last_norm={self.last_source}: the Last LN needs the position of block {self.last_source}, and only "
+                f"{len(self.blocks)} blocks are kept: keep that block or drop the norm."
+            )
+        return take
+
+    def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
+        """Fit the table and the patch embedding for another image or patch size (pixels; int or (H, W))."""
+        table, old_size = self.pos_embed, self.patch_embed.grid_size
+        self.pos_embed = None  # timm would count a row for every prefix token
+        super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given
+        if table is not None:
+            resized = resize_table(table, self.pos_kind, self.patch_embed.grid_size, old_size, self.has_class_row)
+            table = nn.Parameter(resized.detach(), requires_grad=table.requires_grad)
+        self.pos_embed = table
+
+
+def _refuse_contradictions(
+    scheme: PositionScheme, pos_embed: str, *, class_token: bool | None, global_pool: str | None
+) -> None:
+    if pos_embed not in POS_EMBEDS:
+        raise ValueError(f"pos_embed={pos_embed!r} is unknown: use one of {', '.join(POS_EMBEDS)}.")
+    if class_token is not None and class_token != scheme.class_token:
+        raise ValueError(
+            f"class_token={class_token} contradicts scheme {str(scheme)!r}, where it is {scheme.class_token}: "
+            "leave class_token out or choose another scheme."
+        )
+    if global_pool and (global_pool == "token") != scheme.class_token:
+        raise ValueError(
+            f"global_pool={global_pool!r} contradicts scheme {str(scheme)!r}, which reads out "
+            f"{'the class token' if scheme.class_token else 'the mean over tokens'}: leave global_pool out."
+        )
+
+
+def _create(variant: str, *, pretrained: bool, out_indices: int | Sequence[int] = 3, **model_args: Any) -> nn.Module:
+    return build_model_with_cfg(
+        LayerwiseVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_checkpoint,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **model_args,
+    )
+
+
+def _cfg(**overrides: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        **overrides,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "mpvg_deit_tiny_patch16_224": _cfg(),
+        "mpvg_deit_small_patch16_224": _cfg(),
+        "mpvg_deit_base_patch16_224": _cfg(),
+        "mpvg_vit_nano": _cfg(input_size=(3, 32, 32), num_classes=10, crop_pct=1.0),
+    }
+)
+
+
+@register_model
+def mpvg_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DeiT-Ti: 12 blocks of width 192, 3 heads."""
+    model_args = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _create("mpvg_deit_tiny_patch16_224", pretrained=pretrained, **{**model_args, **kwargs})
+
+
+@register_model
+def mpvg_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DeiT-S: 12 blocks of width 384, 6 heads."""
+    model_args = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    return _create("mpvg_deit_small_patch16_224", pretrained=pretrained, **{**model_args, **kwargs})
+
+
+@register_model
+def mpvg_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DeiT-B: 12 blocks of width 768, 12 heads."""
+    model_args = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
+    return _create("mpvg_deit_base_patch16_224", pretrained=pretrained, **{**model_args, **kwargs})
+
+
+@register_model
+def mpvg_vit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A ViT for images of 8 to 32 pixels on a CPU: patches of 2 pixels up to 16, of 4 pixels above."""
+    img_size = kwargs.get("img_size", 32)
+    smallest = img_size if isinstance(img_size, int) else min(img_size)
+    patch_size = 2 if smallest <= 16 else 4
+    model_args = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    return _create("mpvg_vit_nano", pretrained=pretrained, **{**model_args, **kwargs})
