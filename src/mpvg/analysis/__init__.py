@@ -1,0 +1,1 @@
+"""What position embeddings do: the papers' measures."""

@@ -1,0 +1,1 @@
+"""Images in memory: sources, and the random crops that training sees."""

@@ -1,0 +1,57 @@
+"""Intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and its two-sided interval; low and high are None where one value allows none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """Return the mean and its 95 % Student-t interval: mean +- t_{n-1} s / sqrt(n).
+
+    Args:
+        values: One number a seed.
+
+    Returns:
+        The interval; without bounds for a single value.
+
+    Raises:
+        ValueError: No values.
+    """
+    if not values:
+        raise ValueError("values=[]: an interval needs at least one value.")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Interval(mean, None, None)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Interval:
+    """Return the interval of values - reference, paired by position (the seed)."""
+    return student_interval([value - other for value, other in zip(values, reference, strict=True)])
+
+
+def verdict(difference: Interval, reference: str) -> str:
+    """Say in plain words what a difference to `reference` shows."""
+    if difference.low is None or difference.high is None:
+        return "one seed: no interval"
+    if difference.low > 0:
+        return f"higher than {reference}"
+    if difference.high < 0:
+        return f"lower than {reference}"
+    return "no difference shown"
