@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mpvg.position import Layerwise, Positions
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -330,5 +330,12 @@ def mpvg_vit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     img_size = kwargs.get("img_size", 32)
     smallest = img_size if isinstance(img_size, int) else min(img_size)
     patch_size = 2 if smallest <= 16 else 4
-    model_args = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    model_args = {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "embed_dim": 48,
+        "depth": 6,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+    }
     return _create("mpvg_vit_nano", pretrained=pretrained, **{**model_args, **kwargs})

@@ -1,0 +1,69 @@
+"""The output folder of a comparison: one file a finished run, so that nothing computed is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mpvg.compare.settings import Settings
+from mpvg.data.sources import ImageData
+from mpvg.errors import UserError
+from mpvg.files import write_atomically
+
+
+def fingerprint(data: ImageData) -> str:
+    """Return a short hash of all images and labels."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.val, data.test):
+        if split is not None:
+            digest.update(repr(split.images.shape).encode())
+            digest.update(split.images.tobytes())
+            digest.update(split.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class RunFolder:
+    """A folder of runs of one configuration.
+
+    Args:
+        path: The folder; made where it is missing.
+        settings: The configuration.
+        data: The images.
+
+    Raises:
+        UserError: The folder holds something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
+        self.path = path
+        wanted = {**settings.as_dict(), "data_hash": fingerprint(data)}
+        config = path / "config.json"
+        try:
+            if config.exists():
+                _refuse_another(path, json.loads(config.read_text(encoding="utf-8")), wanted)
+            elif path.exists() and os.listdir(path):
+                raise UserError(f"--out {path} holds other files and no comparison: name a new or empty folder.")
+            (path / "runs").mkdir(parents=True, exist_ok=True)
+            write_atomically(config, json.dumps(wanted, indent=2))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"--out {path} cannot be used ({error}): name another folder.") from error
+
+    def run_file(self, scheme: str, seed: int) -> Path:
+        return self.path / "runs" / f"{re.sub(r'[^a-z0-9_]+', '-', scheme)}-seed{seed}.json"
+
+    def finished(self, scheme: str, seed: int) -> dict[str, Any] | None:
+        """Return a run's record, or None where it has not finished."""
+        file = self.run_file(scheme, seed)
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _refuse_another(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    changed = [
+        f"{key} {found.get(key)!r} there, {value!r} here" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if changed:
+        raise UserError(f"--out {path} is of another configuration ({'; '.join(changed)}): name another folder.")

@@ -1,0 +1,110 @@
+"""Runs of a comparison over worker processes of one thread each."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import torch
+
+from mpvg.compare.folder import RunFolder
+from mpvg.compare.settings import Settings
+from mpvg.compare.summary import hardware, versions
+from mpvg.compare.training import CURVE_POINTS, train_run
+from mpvg.data.sources import ImageData
+from mpvg.files import write_atomically
+
+
+class Job(NamedTuple):
+    scheme: str
+    seed: int
+
+
+class Event(NamedTuple):
+    """A point of a run's learning curve, or its end (`record` then holds what was found)."""
+
+    job: Job
+    points: int  # of CURVE_POINTS
+    loss: float
+    record: dict[str, Any] | None
+
+
+def run_all(
+    jobs: Sequence[Job],
+    settings: Settings,
+    data: ImageData,
+    folder: RunFolder,
+    *,
+    workers: int,
+    watch: Callable[[Event], None],
+) -> None:
+    """Run what has not finished yet; each run is stored by its own process as soon as it ends.
+
+    Args:
+        jobs: Runs to do.
+        settings: The configuration.
+        data: The images.
+        folder: Where finished runs go.
+        workers: Number of processes; results do not depend on it.
+        watch: Called in this process with what happens.
+
+    Raises:
+        NonFiniteLossError: A run's loss is no number any more; runs that finished are kept.
+        RuntimeError: A worker was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, data, folder, events))
+    try:
+        pending: set[Future[dict[str, Any]]] = set()
+        of: dict[Future[dict[str, Any]], Job] = {}
+        for job in jobs:
+            future = pool.submit(_work, job)
+            pending.add(future)
+            of[future] = job
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while True:
+                try:
+                    watch(events.get_nowait())
+                except queue.Empty:
+                    break
+            for future in done:
+                watch(Event(of[future], CURVE_POINTS, float("nan"), future.result()))
+    except BrokenProcessPool as error:
+        raise RuntimeError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+_worker: tuple[Settings, ImageData, RunFolder, Any]
+
+
+def _start_worker(settings: Settings, data: ImageData, folder: RunFolder, events: Any) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    _worker = (settings, data, folder, events)
+
+
+def _work(job: Job) -> dict[str, Any]:
+    settings, data, folder, events = _worker
+    points = 0
+
+    def report(loss: float) -> None:
+        nonlocal points
+        points += 1
+        events.put(Event(job, points, loss, None))
+
+    record = train_run(settings, job.scheme, job.seed, data, report)
+    record |= {"versions": versions(), "hardware": hardware()}
+    write_atomically(folder.run_file(job.scheme, job.seed), json.dumps(record, indent=1))
+    return record

@@ -1,0 +1,163 @@
+"""`mpvg compare` end to end on a small set, and one line for everything that cannot work."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpvg import SCHEMES
+from mpvg.cli import main
+from mpvg.compare.settings import Settings
+from mpvg.compare.summary import describe, rise_over_last_fifth
+from mpvg.compare.training import NonFiniteLossError, train_run
+from mpvg.data.sources import load_data
+from mpvg.scheme import PositionScheme
+from test_data import arrays, save
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return save(tmp_path / "set.npz")
+
+
+def compare(dataset: str, out: Path, *options: str, schemes: str = "default,mpvg:first_block=true,last_norm=2") -> int:
+    fixed = ["--seeds", "2", "--epochs", "3", "--batch-size", "8", "--workers", "1"]
+    return main(["compare", "--data", dataset, "--out", str(out), "--schemes", schemes, *fixed, *options])
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert compare(dataset, one) == 0
+    printed = capsys.readouterr().out
+    found = rows(one)
+    assert [(row["scheme"], row["seed"]) for row in found] == [
+        ("default", "0"), ("default", "1"),
+        ("mpvg:first_block=true,last_norm=2", "0"), ("mpvg:first_block=true,last_norm=2", "1"),
+    ]  # fmt: skip
+    for column in ("accuracy", "loss", "epochs", "parameters", "lr", "torch", "timm", "mpvg", "hardware"):
+        assert all(row[column] for row in found), column
+    summary = json.loads((one / "summary.json").read_text())
+    accuracies = [float(row["accuracy"]) for row in found]
+    assert summary["schemes"][1]["mean"] == pytest.approx(sum(accuracies[2:]) / 2)
+    assert summary["schemes"][1]["difference"]["mean"] == pytest.approx((sum(accuracies[2:]) - sum(accuracies[:2])) / 2)
+    correlation = summary["schemes"][1]["runs"][0]["correlation"]
+    assert correlation["block"] == [0, 1, 2, 3, 4, 5]
+    assert summary["schemes"][0]["runs"][0]["correlation"] is None
+    assert "not adjusted for several comparisons" in printed
+    assert "[4/4] " in printed
+    page = (one / "report.html").read_text()
+    assert f"mpvg compare --data {dataset}" in " ".join(html.unescape(re.sub("<[^>]+>", "", page)).split())
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+    # the numbers do not depend on the number of workers
+    assert compare(dataset, two, "--workers", "2") == 0
+    assert rows(two) == found
+
+    # finished runs are kept, and more seeds and schemes can be added
+    kept = {path: path.stat().st_mtime_ns for path in (one / "runs").iterdir()}
+    assert len(kept) == 4
+    assert compare(dataset, one, "--seeds", "2") == 0
+    assert "4 of 4 runs had finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (one / "runs").iterdir()} == kept
+    assert rows(one) == found
+
+    assert compare(dataset, one, "--epochs", "4") == 2
+    error = capsys.readouterr().err
+    assert "another configuration (epochs 3 there, 4 here)" in error
+    assert error.count("\n") == 1
+
+    save(Path(dataset), **arrays(side=10))
+    assert compare(dataset, one) == 2
+    assert "data_hash" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(dataset, tmp_path / "out", "--lr", "1e30") == 3
+    error = capsys.readouterr().err
+    assert "seed 0" in error
+    assert "lower --lr" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schemes", "default,mpgv"], "did you mean 'mpvg'"),
+        (["--schemes", "gap,gap"], "names 'gap' twice"),
+        (["--schemes", "gap:join_input=false"], "nothing would read the table"),
+        (["--schemes", "mpvg:last_norm=9"], "last_norm=9"),
+        (["--model", "mpvg_vit_nan"], "did you mean 'mpvg_vit_nano'"),
+        (["--model", "resnet18"], "'resnet18' is unknown"),
+        (["--model", "mpvg_deit_tiny_patch16_224"], "patches of 16 x 16.*--img-size 16"),
+        (["--data", "digts"], "did you mean 'digits'"),
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--seeds", "0"], "--seeds: '0' is not a whole number from 1"),
+        (["--epochs", "x"], "--epochs: 'x'"),
+        (["--lr", "-1"], "--lr: '-1' is not a number above 0"),
+        (["--sedes", "1"], "--sedes"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(["compare", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.startswith("mpvg: ")
+    assert error.count("\n") == 1
+
+
+def test_folders_that_are_something_else(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    assert compare(dataset, tmp_path / "full") == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").touch()
+    assert compare(dataset, tmp_path / "file") == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(96) % 2
+    images = random.integers(0, 40, (96, 8, 8), dtype=np.uint8)
+    images[labels == 1, :, 4:] += 150  # bright on the right: where matters, not only what
+    images[labels == 0, :, :4] += 150
+    splits = {f"{split}_{kind}": value for split in ("train", "val", "test")
+              for kind, value in (("images", images), ("labels", labels))}  # fmt: skip
+    data = load_data(save(tmp_path / "sides.npz", **splits))
+    settings = Settings(data="sides", model="mpvg_vit_nano", epochs=12, batch_size=16, lr=2e-3)
+    losses: list[float] = []
+    record = train_run(settings, "mpvg", 0, data, losses.append)
+    assert record["accuracy"] == 1.0
+    assert losses == record["curve"]["train_loss"]
+    assert losses[-1] < losses[0]
+    again = train_run(settings, "mpvg", 0, data, lambda loss: None)
+    assert again["curve"] == record["curve"]
+    with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0, is nan at epoch"):
+        train_run(Settings(**{**settings.as_dict(), "lr": 1e30}), "mpvg", 0, data, lambda loss: None)
+
+
+def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
+    curve = {"step": [25, 50, 75, 100], "val_accuracy": [0.1, 0.5, 0.8, 0.9]}
+    assert rise_over_last_fifth({"steps": 100, "curve": curve}) == 0.0
+    curve = {"step": [20, 40, 60, 80, 100], "val_accuracy": [0.1, 0.5, 0.8, 0.85, 0.9]}
+    assert rise_over_last_fifth({"steps": 100, "curve": curve}) == pytest.approx(0.05)
+
+
+def test_descriptions_tell_schemes_apart() -> None:
+    described = {name: describe(scheme, first_block="lape" in name) for name, scheme in SCHEMES.items()}
+    assert len(set(described.values())) == len(SCHEMES)
+    assert "every block but the first" in described["mpvg"]
+    assert "block 5" in describe(PositionScheme(last_norm=5), first_block=True)

@@ -1,0 +1,60 @@
+"""What importing and installing the package takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import mpvg
+from mpvg.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_import_leaves_the_extras_alone() -> None:
+    code = (
+        "import sys, timm; before = set(sys.modules); import mpvg; "
+        "heavy = {'lightning', 'matplotlib', 'sklearn', 'transformers', 'rich', 'jinja2', 'scipy'}; "
+        "print(sorted(heavy & set(sys.modules)), sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split("] ")[0] == "["
+    assert "'mpvg'" in printed
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mpvg {mpvg.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert "mpvg" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_wheel_works_in_a_clean_environment(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    constraints = str(ROOT / "constraints.txt")
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, str(wheel)], check=True)
+    code = (
+        "import mpvg, timm; assert 'site-packages' in mpvg.__file__; "
+        "assert timm.create_model('mpvg_vit_nano', scheme='mpvg').scheme == mpvg.PositionScheme()"
+    )
+    subprocess.run([python, "-c", code], check=True, cwd=tmp_path)
+    missing = subprocess.run(
+        [tmp_path / "venv" / "bin" / "mpvg", "compare"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 2
+    assert "pip install 'mpvg[compare]'" in missing.stderr
