@@ -16,6 +16,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from helpers import SMALL, images, perturb, relative
 from mpvg import SCHEMES, PositionScheme
 from mpvg.models.weights import filter_checkpoint
+from mpvg.scheme import SchemeLike
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ every_model_and_scheme = pytest.mark.parametrize(("family", "name", "scheme"), C
 every_scheme_of_a_family = pytest.mark.parametrize(("family", "name", "scheme"), ONE_EACH)
 
 
-def build(family: Family, name: str, scheme: str, **changes: Any) -> Any:
+def build(family: Family, name: str, scheme: SchemeLike, **changes: Any) -> Any:
     torch.manual_seed(0)
     return perturb(timm.create_model(name, scheme=scheme, **{**family.shrunken, **changes})).eval()
 
@@ -255,7 +256,7 @@ def test_meta_device_and_late_initialisation(family: Family, name: str, scheme: 
 
 @every_model_and_scheme
 def test_saved_folder_gives_the_model_back(family: Family, name: str, scheme: str, tmp_path: Any) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, name, SCHEMES[scheme]), inputs(family)
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert loaded.scheme == model.scheme

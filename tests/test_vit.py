@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models._hub import save_for_hf
+from timm.models.vision_transformer import ParallelThingsBlock
 
 import mpvg
 from helpers import SMALL, images, perturb, relative, small
@@ -160,6 +161,7 @@ def test_no_positions() -> None:
         ({"scheme": "mpvg", "pos_embed": "sincos2d", "embed_dim": 30}, r"embed_dim=30"),
         ({"scheme": "mpvg:last_norm=12"}, r"last_norm=12.*depth=4"),
         ({"scheme": "mpgv"}, r"did you mean 'mpvg'"),
+        ({"scheme": "mpvg", "block_fn": ParallelThingsBlock}, r"ParallelThingsBlock.*block_fn"),
     ],
 )
 def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> None:

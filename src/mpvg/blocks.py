@@ -26,10 +26,17 @@ class Block(nn.Module):
     Args:
         block: The timm block whose parts it takes over.
         norm_pos: LN', the norm through which this block's position passes; None where it receives none.
+
+    Raises:
+        ValueError: The block computes something else than timm's Block.
     """
 
     def __init__(self, block: TimmBlock, norm_pos: nn.Module | None) -> None:
         super().__init__()
+        if type(block).forward is not TimmBlock.forward:
+            raise ValueError(
+                f"blocks of {type(block).__name__} have another shape: use timm's Block (the default block_fn)."
+            )
         self.norm_pos = norm_pos
         self.norm1, self.attn, self.ls1, self.drop_path1 = block.norm1, block.attn, block.ls1, block.drop_path1
         self.norm2, self.mlp, self.ls2, self.drop_path2 = block.norm2, block.mlp, block.ls2, block.drop_path2

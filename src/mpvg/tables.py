@@ -68,6 +68,8 @@ def resize_table(
     """
     if kind == "learn":
         return resample_abs_pos_embed(table, new_size, old_size, num_prefix_tokens=1 if class_row else 0)
+    if new_size == old_size:
+        return table
     return make_sinusoid(kind, new_size, table.shape[2], class_row).to(table)
 
 

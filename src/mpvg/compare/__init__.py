@@ -89,7 +89,7 @@ def compare(
 
 def _canonical(scheme: str) -> str:
     try:
-        return str(PositionScheme.parse(scheme))
+        return str(PositionScheme.parse(scheme.strip()))
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -90,9 +92,17 @@ _worker: tuple[Settings, ImageData, RunFolder, Any]
 
 def _start_worker(settings: Settings, data: ImageData, folder: RunFolder, events: Any) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     _worker = (settings, data, folder, events)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # a parent that was killed can tell its workers nothing
+    os._exit(1)
 
 
 def _work(job: Job) -> dict[str, Any]:

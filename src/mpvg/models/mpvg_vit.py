@@ -126,6 +126,11 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             if class_token is not None:
                 trunc_normal_(class_token, std=0.02)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_model_args":  # what timm's create_model records, and saves as JSON, to build the model again
+            value = {**value, "scheme": str(self.scheme)}
+        super().__setattr__(name, value)
+
     def initial_position(self, grid_size: tuple[int, int] | None = None) -> Tensor | None:
         """Return pos_0 (1, [1 +] H*W, D) for a grid; None for the grid of the table."""
         if self.pos_embed is None or grid_size is None:
