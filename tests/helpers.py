@@ -39,3 +39,8 @@ def images(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 def relative(actual: Tensor, expected: Tensor) -> float:
     """max|difference| / max|expected|."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def timm_records_arguments() -> bool:
+    """Whether this timm notes create_model's arguments when it saves a model (1.0.26 leaves that to its user)."""
+    return hasattr(timm.create_model("mpvg_vit_nano"), "_model_args")

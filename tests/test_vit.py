@@ -17,7 +17,7 @@ from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import ParallelThingsBlock
 
 import mpvg
-from helpers import SMALL, images, perturb, relative, small
+from helpers import SMALL, images, perturb, relative, small, timm_records_arguments
 
 COUNTS = {  # architectures: parameters of DeiT-Ti, -S and -B by scheme
     "default": (5_717_416, 22_050_664, 86_567_656),
@@ -42,6 +42,7 @@ def test_nano_is_small_for_8_to_32_pixels() -> None:
         assert model(images(1, 3, side, side)).shape == (1, 10)
 
 
+@pytest.mark.skipif(not timm_records_arguments(), reason="this timm needs model_args in save_for_hf")
 def test_a_resized_nano_keeps_its_patches_when_saved(tmp_path: Path) -> None:
     model = timm.create_model("mpvg_vit_nano", img_size=16).eval()
     model.set_input_size(img_size=(32, 32))  # at which it would be built with larger patches

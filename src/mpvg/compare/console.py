@@ -97,8 +97,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
 
 
 def _title(summary: dict[str, Any]) -> str:
-    data = summary["data"]
-    return f"{summary['model']} on {data['name']}: test accuracy, {len(summary['schemes'][0]['runs'])} seeds"
+    seeds = len(summary["schemes"][0]["runs"])
+    return f"{summary['model']} on {summary['data']['name']}: test accuracy, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _interval(interval: dict[str, Any], *, sign: str = "") -> str:

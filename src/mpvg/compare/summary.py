@@ -117,8 +117,8 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
         "seconds": sum(run["seconds"] for run in runs),
         "schemes": entries,
         "notes": [
-            f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} "
-            f"seed{'s' if seeds > 1 else ''}.",
+            "Accuracy on the test split, read once a run; "
+            + (f"mean and 95 % Student-t interval over {seeds} seeds." if seeds > 1 else "one seed, so no interval."),
             f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
             "images, their shifts and the initial values of the parameters they have in common.",
             "Intervals are not adjusted for several comparisons.",
