@@ -16,7 +16,7 @@ from mpvg import SCHEMES
 from mpvg.cli import main
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import describe, rise_over_last_fifth
-from mpvg.compare.training import NonFiniteLossError, train_run
+from mpvg.compare.training import NonFiniteLossError, Schedule, train_run
 from mpvg.data.sources import load_data
 from mpvg.scheme import PositionScheme
 from test_data import arrays, save
@@ -138,15 +138,16 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
               for kind, value in (("images", images), ("labels", labels))}  # fmt: skip
     data = load_data(save(tmp_path / "sides.npz", **splits))
     settings = Settings(data="sides", model="mpvg_vit_nano", epochs=12, batch_size=16, lr=2e-3)
-    losses: list[float] = []
-    record = train_run(settings, "mpvg", 0, data, losses.append)
+    told: list[float] = []
+    record = train_run(settings, "mpvg", 0, data, lambda done, loss: told.append(done))
     assert record["accuracy"] == 1.0
-    assert losses == record["curve"]["train_loss"]
-    assert losses[-1] < losses[0]
-    again = train_run(settings, "mpvg", 0, data, lambda loss: None)
+    assert record["curve"]["train_loss"][-1] < record["curve"]["train_loss"][0]
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    again = train_run(settings, "mpvg", 0, data, lambda done, loss: None)
     assert again["curve"] == record["curve"]
     with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0, is nan at epoch"):
-        train_run(Settings(**{**settings.as_dict(), "lr": 1e30}), "mpvg", 0, data, lambda loss: None)
+        train_run(Settings(**{**settings.as_dict(), "lr": 1e30}), "mpvg", 0, data, lambda done, loss: None)
 
 
 def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
@@ -154,6 +155,16 @@ def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
     assert rise_over_last_fifth({"steps": 100, "curve": curve}) == 0.0
     curve = {"step": [20, 40, 60, 80, 100], "val_accuracy": [0.1, 0.5, 0.8, 0.85, 0.9]}
     assert rise_over_last_fifth({"steps": 100, "curve": curve}) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "train", "val", "points"), [(50, 1149, 288, 40), (1, 40_000, 10_000, 5), (2, 3, 3, 5)]
+)
+def test_reading_the_curve_takes_a_small_part_of_the_time(epochs: int, train: int, val: int, points: int) -> None:
+    schedule = Schedule.of(Settings(data="", model="", epochs=epochs, batch_size=64, lr=1.0), train)
+    steps = schedule.curve_steps(val)
+    assert len(steps) == min(points, schedule.steps)
+    assert {schedule.steps, round(0.8 * schedule.steps)} <= steps
 
 
 def test_descriptions_tell_schemes_apart() -> None:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpvg.compare.runner import Event
-from mpvg.compare.training import CURVE_POINTS
+from mpvg.compare.runner import Event, Job
 
 
 class Watcher:
@@ -22,7 +21,7 @@ class Watcher:
         self.console = console
         self.total = total
         self.finished = 0
-        self.points: dict[Any, int] = {}
+        self.done: dict[Job, float] = {}
         self.started = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -44,8 +43,8 @@ class Watcher:
             yield self
 
     def __call__(self, event: Event) -> None:
-        self.points[event.job] = max(event.points, self.points.get(event.job, 0))
-        done = sum(self.points.values()) / CURVE_POINTS
+        self.done[event.job] = max(event.done, self.done.get(event.job, 0.0))
+        done = sum(self.done.values())
         description = f"{event.job.scheme}, seed {event.job.seed}"
         if event.record is None:
             self.progress.update(

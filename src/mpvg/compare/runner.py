@@ -18,7 +18,7 @@ import torch
 from mpvg.compare.folder import RunFolder
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import hardware, versions
-from mpvg.compare.training import CURVE_POINTS, train_run
+from mpvg.compare.training import train_run
 from mpvg.data.sources import ImageData
 from mpvg.files import write_atomically
 
@@ -29,10 +29,10 @@ class Job(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A point of a run's learning curve, or its end (`record` then holds what was found)."""
+    """How far a run has come, or its end (`record` then holds what was found)."""
 
     job: Job
-    points: int  # of CURVE_POINTS
+    done: float  # part of the run's steps
     loss: float
     record: dict[str, Any] | None
 
@@ -78,7 +78,7 @@ def run_all(
                 except queue.Empty:
                     break
             for future in done:
-                watch(Event(of[future], CURVE_POINTS, float("nan"), future.result()))
+                watch(Event(of[future], 1.0, float("nan"), future.result()))
     except BrokenProcessPool as error:
         raise RuntimeError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
     finally:
@@ -107,14 +107,9 @@ def _end_with_parent() -> None:
 
 def _work(job: Job) -> dict[str, Any]:
     settings, data, folder, events = _worker
-    points = 0
-
-    def report(loss: float) -> None:
-        nonlocal points
-        points += 1
-        events.put(Event(job, points, loss, None))
-
-    record = train_run(settings, job.scheme, job.seed, data, report)
+    record = train_run(
+        settings, job.scheme, job.seed, data, lambda done, loss: events.put(Event(job, done, loss, None))
+    )
     record |= {"versions": versions(), "hardware": hardware()}
     write_atomically(folder.run_file(job.scheme, job.seed), json.dumps(record, indent=1))
     return record

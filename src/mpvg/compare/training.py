@@ -20,10 +20,9 @@ from mpvg.compare.settings import Settings
 from mpvg.data.batches import Pixels, epoch_batches
 from mpvg.data.sources import ImageData, split_validation
 
-CURVE_POINTS = 40
 _EVAL_BATCH = 512
 
-Progress = Callable[[float], None]  # told the training loss at each point of the learning curve
+Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
 
 
 class NonFiniteLossError(RuntimeError):
@@ -37,6 +36,12 @@ class Schedule:
     steps_per_epoch: int
     steps: int
     batch_size: int
+
+    def curve_steps(self, val_images: int) -> set[int]:
+        """Return when to read the validation accuracy: 5 to 40 times, fewer where that is long beside training."""
+        trained_per_reading = self.steps * self.batch_size / val_images
+        points = 5 * min(max(int(trained_per_reading / 10), 1), 8)  # multiples of 5, so that one is at four fifths
+        return {max(round(self.steps * point / points), 1) for point in range(1, points + 1)}
 
     @classmethod
     def of(cls, settings: Settings, train_images: int) -> Schedule:
@@ -68,7 +73,7 @@ def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, repor
         scheme: Name or text of the scheme.
         seed: The run's seed.
         data: The images.
-        report: Called after each point of the learning curve.
+        report: Called about a hundred times.
 
     Returns:
         A JSON-able record: accuracy and loss on the test split, the learning curve, correlations by depth, counts.
@@ -90,7 +95,7 @@ def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, repor
         optimizer, t_initial=schedule.steps, warmup_t=warmup, warmup_lr_init=0.0, warmup_prefix=False, t_in_epochs=False
     )
     curve: dict[str, list[float]] = {"step": [], "train_loss": [], "val_accuracy": []}
-    points = {round(schedule.steps * point / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)}
+    points = schedule.curve_steps(len(val))
     losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
@@ -103,11 +108,12 @@ def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, repor
             epoch=epoch,
         ):
             lr.step_update(step + 1)
-            losses.append(training_step(model, optimizer, batch, target, label_smoothing=settings.label_smoothing))
+            loss = training_step(model, optimizer, batch, target, label_smoothing=settings.label_smoothing)
+            losses.append(loss)
             step += 1
-            if not isfinite(losses[-1]):
+            if not isfinite(loss):
                 raise NonFiniteLossError(
-                    f"the loss of {scheme}, seed {seed}, is {losses[-1]} at epoch {epoch}, step {step}: lower --lr "
+                    f"the loss of {scheme}, seed {seed}, is {loss} at epoch {epoch}, step {step}: lower --lr "
                     f"(it is {settings.lr:g})."
                 )
             if step in points:
@@ -116,15 +122,16 @@ def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, repor
                 curve["train_loss"].append(sum(losses) / len(losses))
                 curve["val_accuracy"].append(accuracy)
                 losses.clear()
-                report(curve["train_loss"][-1])
+            if step % max(schedule.steps // 100, 1) == 0:
+                report(step / schedule.steps, loss)
     test_images, test_labels = pixels(data.test)
-    accuracy, loss = evaluate(model, test_images, test_labels)
+    accuracy, test_loss = evaluate(model, test_images, test_labels)
     correlations = correlation_by_block(model.eval(), test_images[:_EVAL_BATCH])
     return {
         "scheme": scheme,
         "seed": seed,
         "accuracy": accuracy,
-        "loss": loss,
+        "loss": test_loss,
         "first_block": model.plan.blocks[0] is not None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": schedule.steps,
