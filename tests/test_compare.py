@@ -15,7 +15,7 @@ import pytest
 from mpvg import SCHEMES
 from mpvg.cli import main
 from mpvg.compare.settings import Settings
-from mpvg.compare.summary import describe, rise_over_last_fifth
+from mpvg.compare.summary import describe, has_converged, rise_over_last_fifth
 from mpvg.compare.training import NonFiniteLossError, Schedule, train_run
 from mpvg.data.sources import load_data
 from mpvg.scheme import PositionScheme
@@ -77,6 +77,15 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     error = capsys.readouterr().err
     assert "another configuration (epochs 3 there, 4 here)" in error
     assert error.count("\n") == 1
+
+    # the same images under another name are the same data; a damaged run is done again
+    other = Path(dataset).with_name("other.npz")
+    other.write_bytes(Path(dataset).read_bytes())
+    damaged = next((one / "runs").iterdir())
+    damaged.write_text("{")
+    assert compare(str(other), one) == 0
+    assert "3 of 4 runs had finished" in capsys.readouterr().out
+    assert json.loads(damaged.read_text())["curve"]
 
     save(Path(dataset), **arrays(side=10))
     assert compare(dataset, one) == 2
@@ -151,10 +160,14 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
-    curve = {"step": [25, 50, 75, 100], "val_accuracy": [0.1, 0.5, 0.8, 0.9]}
-    assert rise_over_last_fifth({"steps": 100, "curve": curve}) == 0.0
+    short = {"steps": 4, "curve": {"step": [1, 2, 3, 4], "val_accuracy": [0.1, 0.5, 0.9, 0.9]}}
+    assert rise_over_last_fifth(short) == 0.0
+    assert not has_converged([short])
     curve = {"step": [20, 40, 60, 80, 100], "val_accuracy": [0.1, 0.5, 0.8, 0.85, 0.9]}
-    assert rise_over_last_fifth({"steps": 100, "curve": curve}) == pytest.approx(0.05)
+    rising = {"steps": 100, "curve": curve}
+    assert rise_over_last_fifth(rising) == pytest.approx(0.05)
+    assert not has_converged([rising])
+    assert has_converged([{"steps": 100, "curve": {**curve, "val_accuracy": [0.1, 0.5, 0.8, 0.9, 0.904]}}])
 
 
 @pytest.mark.parametrize(

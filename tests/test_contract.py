@@ -102,12 +102,17 @@ def test_forward_and_backward(family: Family, name: str, scheme: str) -> None:
 
 @every_model_and_scheme
 def test_gradient_checkpointing(family: Family, name: str, scheme: str) -> None:
-    x, grads = inputs(family), []
+    x, grads, runs = inputs(family), [], []
     for enable in (False, True):
         model = build(family, name, scheme).train()
         model.set_grad_checkpointing(enable)
+        ran: list[int] = []
+        for block in model.blocks:
+            block.norm2.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         model(x).square().mean().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
+        runs.append(len(ran))
+    assert runs == [len(model.blocks), 2 * len(model.blocks)]  # each block runs once more on the way back
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
@@ -218,7 +223,10 @@ def test_compile(family: Family, name: str, scheme: str) -> None:
     model, x = build(family, name, scheme), inputs(family)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert relative(compiled(x), model(x)) < 1e-5
-    compiled(x).square().mean().backward()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(model(x).square().mean(), parameters)
+    for actual, wanted in zip(torch.autograd.grad(compiled(x).square().mean(), parameters), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

@@ -79,8 +79,21 @@ def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
     assert load_data(str(root), img_size=12).train.images.shape == (9, 12, 12, 3)
 
 
+def test_depths_and_modes_of_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", mode="L")
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(root / "train" / "cat" / "0.png")
+    data = load_data(str(root))
+    assert data.channels == 1
+    np.testing.assert_array_equal(data.train.images[0, ..., 0], np.round(ramp / 257))
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(root / "test" / "dog" / "3.png")  # one colour image, and the last
+    data = load_data(str(root))
+    assert data.channels == 3
+    assert data.test.images[-1, 0, 0].tolist() == [200, 0, 0]
+
+
 def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'digit' is neither.*did you mean 'digits'.*"):
+    with pytest.raises(UserError, match=r"'digit' is no path.*did you mean 'digits'"):
         load_data("digit")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no folders: train/ and test/"):
@@ -110,7 +123,10 @@ def test_bad_folders(tmp_path: Path) -> None:
         ({"train_labels": np.zeros((24, 2), np.int64)}, "one whole number"),
         ({"train_labels": np.zeros(24)}, "float64"),
         ({"train_labels": np.zeros(23, np.int64)}, "24 train_images and 23 train_labels"),
-        ({"train_labels": np.full(24, -1)}, "labels count from 0"),
+        ({"train_labels": np.full(24, -1)}, "labels count the classes from 0"),
+        ({"train_labels": np.arange(24) % 3 * 2}, "no image of class 1"),
+        ({"train_labels": np.full(24, 2**64 - 1, np.uint64)}, "18446744073709551615"),
+        ({"train_labels": np.int64(3)}, "0 train_labels"),
         ({"test_labels": np.full(24, 7)}, "test_labels has 7"),
         ({"test_images": np.zeros((24, 9, 9), np.uint8)}, "differ in image shape"),
     ],
@@ -118,6 +134,16 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_bad_npz(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_data(save(tmp_path / "set.npz", **changes))
+
+
+def test_too_few_images(tmp_path: Path) -> None:
+    few = {
+        "train_images": np.zeros((2, 8, 8), np.uint8),
+        "train_labels": np.arange(2),
+        "test_labels": np.arange(24) % 2,
+    }
+    with pytest.raises(UserError, match="2 training images and no val"):
+        load_data(save(tmp_path / "set.npz", **few, val_images=None, val_labels=None))
 
 
 def test_truncated_npz(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_class_token_with_the_last_norm_must_be_asked_for() -> None:
         ("mpvg:last_nrom=5", r"'last_nrom'.*did you mean 'last_norm'"),
         ("mpvg:last_norm", r"'last_norm'.*field=value"),
         ("mpvg:", r"field=value"),
+        ("mpvg:last_norm=1,last_norm=2", r"'last_norm' twice"),
+        ("mpvg:last_norm=" + "9" * 5000, r"field=value"),
         ("mpvg:last_norm=five", r"'last_norm=five'"),
         ("mpvg:last_norm=-1", r"last_norm=-1"),
         ("mpvg:join_input=2", r"join_input=2.*True or False"),

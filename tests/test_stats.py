@@ -43,6 +43,8 @@ def test_pairing_removes_what_seeds_share() -> None:
         (-0.01, 0.03, "no difference shown"),
         (0.0, 0.03, "no difference shown"),
         (None, None, "one seed: no interval"),
+        (0.02, 0.02, "the same in every seed: no interval"),
+        (0.0, 0.0, "no difference shown"),
     ],
 )
 def test_verdicts(low: float | None, high: float | None, words: str) -> None:

@@ -61,6 +61,35 @@ def test_default_is_timms_own_deit(size: str) -> None:
         assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pre_norm": True},
+        {"init_values": 0.1},
+        {"qk_norm": True, "qkv_bias": False},
+        {"no_embed_class": True},
+        {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.3, "drop_rate": 0.2},
+        {"dynamic_img_size": True, "dynamic_img_pad": True},
+        {"weight_init": "jax"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_timms_options_mean_what_they_mean_in_timm(options: dict[str, Any], training: bool) -> None:
+    theirs = perturb(timm.create_model("deit_tiny_patch16_224", **SMALL, **options)).train(training)
+    ours = timm.create_model("mpvg_deit_tiny_patch16_224", scheme="default", **SMALL, **options).train(training)
+    ours.load_state_dict(theirs.state_dict())
+    x = images(3, 2, 16, 16)
+    mask = torch.zeros(17, 17).masked_fill(torch.ones(17, 17).triu(1).bool(), float("-inf"))
+    for attn_mask in (None, mask):
+        outputs = []
+        for model in (theirs, ours):
+            torch.manual_seed(0)
+            outputs.append(model(x, attn_mask=attn_mask))
+        assert torch.equal(*outputs)
+    assert not torch.equal(ours(x), ours(x, attn_mask=mask))
+
+
 def test_one_seed_gives_shared_parameters_the_same_values() -> None:
     def build(scheme: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
@@ -153,6 +182,8 @@ def test_no_positions() -> None:
         ({"scheme": "default", "class_token": False}, r"class_token=False contradicts"),
         ({"scheme": "mpvg", "global_pool": "token"}, r"global_pool='token' contradicts scheme 'mpvg'"),
         ({"scheme": "lape", "global_pool": "avg"}, r"global_pool='avg' contradicts scheme 'lape'"),
+        ({"scheme": "mpvg", "global_pool": "max"}, r"global_pool='max' contradicts scheme 'mpvg'"),
+        ({"scheme": "mpvg", "pool_include_prefix": True}, r"pool_include_prefix=True"),
         ({"scheme": "mpvg", "fc_norm": True}, r"last_norm=0.*fc_norm"),
         ({"scheme": "mpvg", "final_norm": False}, r"last_norm=0.*final_norm"),
         ({"scheme": "mpvg", "pos_embed": "none"}, r"pos_embed='none' with scheme 'mpvg'"),
@@ -242,8 +273,6 @@ class TestFold:
     @pytest.mark.parametrize("scheme", [*mpvg.SCHEMES, "mpvg:last_norm=3", "mpvg:hierarchical=false,join_input=false"])
     @pytest.mark.parametrize("changes", [{}, {"num_classes": 0}, {"global_pool": ""}, {"reg_tokens": 2}], ids=str)
     def test_a_folded_model_computes_the_same(self, scheme: str, changes: dict[str, Any]) -> None:
-        if changes.get("global_pool") == "" and mpvg.PositionScheme.parse(scheme).class_token:
-            changes = {"global_pool": "", "num_classes": 0}
         model = small(scheme, **changes).train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         folded = mpvg.fold(model)
@@ -257,6 +286,47 @@ class TestFold:
         assert mpvg.fold(folded) is folded
         for stored, table in zip(folded.positions().blocks, model.positions().blocks, strict=True):
             assert (stored is None and table is None) or torch.equal(stored, table)
+
+    @pytest.mark.parametrize("scheme", ["mpvg", "gap_last", "pvg_cls:last_norm=2"])
+    def test_tokens_keep_the_last_term(self, scheme: str) -> None:
+        model, x = small(scheme), images(2, 2, 16, 16)
+        folded = mpvg.fold(model)
+        with torch.no_grad():
+            assert relative(folded.forward_features(x), model.forward_features(x)) <= 1e-6
+            final, taken = folded.forward_intermediates(x, indices=[3], norm=True)
+            expected_final, expected = model.forward_intermediates(x, indices=[3], norm=True)
+            assert relative(final, expected_final) <= 1e-6
+            assert relative(taken[0], expected[0]) <= 1e-6
+            assert relative(folded.forward_head(folded.forward_features(x)), folded(x)) <= 1e-6
+            for headless in (folded, model):
+                headless.reset_classifier(0)
+            assert relative(folded(x), model(x)) <= 1e-6
+            for pruned in (folded, model):
+                pruned.prune_intermediate_layers([1], prune_norm=True)
+            assert relative(folded.forward_features(x), model.forward_features(x)) <= 1e-6
+
+    def test_the_term_costs_a_classifier_nothing(self) -> None:
+        """The folded graph of mpvg has as many additions as that of pvg."""
+
+        def additions(scheme: str) -> int:
+            program = torch.export.export(mpvg.fold(small(scheme)), (images(2, 2, 16, 16),))
+            return sum("add" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+        assert additions("mpvg") == additions("pvg") == additions("gap") + SMALL["depth"] - 1
+
+    def test_features_only(self) -> None:
+        features = timm.create_model("mpvg_vit_nano", features_only=True, out_indices=(1, 3), img_size=16)
+        perturb(features)
+        x = images(2, 3, 16, 16)
+        folded = mpvg.fold(features)
+        assert not [name for name in folded.state_dict() if "norm_pos" in name]
+        for actual, expected in zip(folded(x), features.eval()(x), strict=True):
+            assert relative(actual, expected) <= 1e-6
+
+    def test_norms_without_bias(self) -> None:
+        model = small("mpvg", norm_layer="rmsnorm", num_classes=0)
+        x = images(2, 2, 16, 16)
+        assert relative(mpvg.fold(model)(x), model(x)) <= 1e-6
 
     def test_a_folded_model_travels(self, tmp_path: Path) -> None:
         folded = mpvg.fold(small("mpvg"))
@@ -273,6 +343,8 @@ class TestFold:
         assert folded(images(1, 2, 16, 16)).shape == (1, 7)
         with pytest.raises(AssertionError, match="32"):
             folded(images(1, 2, 32, 16))
+        with pytest.raises(ValueError, match=r"grid_size=\(8, 4\)"):
+            folded.positions((8, 4))
         with pytest.raises(ValueError, match="Resize the unfolded model"):
             folded.set_input_size(img_size=(32, 32))
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from mpvg import __version__
 from mpvg.errors import UserError
 
 DEFAULT_SCHEMES = "default,gap,lape,lape_gap,pvg,mpvg"
@@ -25,11 +26,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for bad input, 3 for a loss that is no number."""
+    """Run the command line and return its exit code: 2 for bad input, 3 for a run that failed."""
     try:
         arguments = _parser().parse_args(argv)
         return _compare(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:  # a full disk or a file that cannot be written is the user's to mend, too
         return _fail(error, code=2)
     except KeyboardInterrupt:
         return _fail("stopped; finished runs are kept, and the same command goes on from there.", code=130)
@@ -40,8 +41,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     if missing:
         raise UserError(f"mpvg compare needs {', '.join(missing)}: pip install 'mpvg[compare]'.")
     from mpvg.compare import compare
+    from mpvg.compare.runner import RunError
     from mpvg.compare.settings import Settings
-    from mpvg.compare.training import NonFiniteLossError
 
     settings = Settings(
         data=arguments.data,
@@ -67,14 +68,14 @@ def _compare(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             command=shlex.join(["mpvg", "compare", *words]),
         )
-    except NonFiniteLossError as error:
+    except RunError as error:
         return _fail(f"{error} Finished runs are kept in {out}.", code=3)
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser(prog="mpvg", description="Position schemes for vision transformers.")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"mpvg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     compare = commands.add_parser(
         "compare",
@@ -103,8 +104,8 @@ def _parser() -> Parser:
 
 
 def _positive(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1 to 999999")
     return int(text)
 
 
@@ -116,12 +117,6 @@ def _rate(text: str) -> float:
     if not 0 < rate < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return rate
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"mpvg {version('mpvg')}"
 
 
 def _fail(message: object, *, code: int) -> int:

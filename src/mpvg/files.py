@@ -18,7 +18,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")  # not tempfile: its files are readable by their owner only
     try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Folding: since no position depends on the image, a trained model's positions can be stored and their norms dropped.
 
 Each LN'_l is evaluated once into its table d_l. For a classifier with average pooling the Last-LN term is a constant,
-mean_n(LN(x)_n + LN'(s)_n) = mean_n LN(x)_n + c, and disappears into the head: W (m + c) + b = W m + (W c + b).
+mean_n(LN(x)_n + LN'(s)_n) = mean_n LN(x)_n + c, and disappears into the head's bias: W (m + c) + b = W m + (W c + b).
 """
 
 import copy
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpvg.position import Layerwise, Positions
 
@@ -23,13 +24,44 @@ class Folded:
         blocks: Any  # nn.ModuleList of blocks
         pos_embed: nn.Parameter | None
         last_table: Tensor | None
+        folded_bias: Tensor | None
+        head: Any
+        norm: Any
+        patch_embed: Any
+        embed: Any
+        run_blocks: Any
+        last_norm: Any
+        forward_head: Any
 
     def positions(self, grid_size: tuple[int, int] | None = None) -> Positions:
-        """Return the stored positions, each (1, N, D), of the grid that the model was folded at."""
+        """Return the stored positions, each (1, N, D); `grid_size` can only be the one that was folded."""
+        if grid_size is not None and grid_size != self.patch_embed.grid_size:
+            raise ValueError(f"grid_size={grid_size}: a folded model has one grid. Ask or fold the unfolded model.")
         tables: list[Tensor | None] = []
         for block in self.blocks:
             tables.append(block.table)
         return Positions(self.pos_embed, tables, self.last_table)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Return logits (B, num_classes); features that are read as tokens keep the table, these need only its mean."""
+        x, positions = self.embed(x)
+        x = self.run_blocks(x, positions, 0, len(self.blocks), attn_mask)
+        if self.folded_bias is None:
+            return self.forward_head(self.last_norm(x, positions))
+        return F.linear(self.forward_head(self.norm(x), pre_logits=True), self.head.weight, self.folded_bias)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put in a new head; the constant returns from the old one's bias into the table."""
+        self.folded_bias = None
+        super().reset_classifier(num_classes, global_pool)  # type: ignore[misc]
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen intermediates do not need; see timm."""
+        if prune_norm:
+            self.last_table = self.folded_bias = None
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)  # type: ignore[misc]
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Refuse: the tables belong to one size."""
@@ -42,11 +74,11 @@ class Folded:
 def fold(model: Model) -> Model:
     """Return an eval-mode copy of `model` without position norms that computes the same outputs at its image size.
 
-    The Last-LN term of an average-pooled classifier moves into the head's bias (without a head, into the Last LN's), so
-    forward_features of a folded classifier lacks it; where tokens are read out (global_pool="") it stays a table.
+    The Last-LN term of an average-pooled classifier moves into the bias that `forward` uses; `forward_features` and
+    intermediates, which are read as tokens, keep it as a table. Without a head it moves into the Last LN's bias.
 
     Args:
-        model: A model of this library. A folded one is returned as it is.
+        model: A model of this library, or one wrapped by features_only=True. A folded one is returned as it is.
 
     Returns:
         The folded model. A model of dynamic size accepts only the size it was built for from then on.
@@ -59,35 +91,37 @@ def fold(model: Model) -> Model:
     """
     if isinstance(model, Folded):
         return model
+    inner = getattr(model, "model", None)
+    if isinstance(inner, Layerwise | Folded):  # timm's features_only
+        wrapper: Any = copy.deepcopy(model).eval()
+        wrapper.model = fold(wrapper.model)
+        return wrapper
     if not isinstance(model, Layerwise):
         raise ValueError(
-            f"fold needs a model of mpvg, got {type(model).__name__}: create it with timm's 'mpvg_*' names."
+            f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names."
         )
     folded: Any = copy.deepcopy(model).eval()
     with torch.no_grad():
         positions = folded.positions()
+        constant = folded.pooled_constant(positions)
+        head, bias = folded.get_classifier(), getattr(folded.norm, "bias", None)
+        folded_bias, last_table = None, positions.last
+        if constant is not None and isinstance(head, nn.Linear):
+            shift = (head.weight.double() @ constant.double()).to(constant)
+            folded_bias = shift if head.bias is None else head.bias + shift
+        elif constant is not None and bias is not None:
+            bias.add_(constant)
+            last_table = None
     for block, table in zip(folded.blocks, positions.blocks, strict=True):
         block.norm_pos = None
         block.register_buffer("table", table)
     folded.norm_pos = None
-    constant = folded.pooled_constant(positions)
-    if constant is not None:
-        _absorb(constant, folded)
-    folded.register_buffer("last_table", positions.last if constant is None else None)
+    folded.register_buffer("last_table", last_table)
+    folded.register_buffer("folded_bias", folded_bias)
     folded.freeze_input_size()
     cls: Any = type(model)
     folded.__class__ = _folded_class(cls)
     return folded
-
-
-def _absorb(constant: Tensor, model: Any) -> None:
-    """Add c (D,), a constant of the pooled features, to the biases of the model."""
-    head = model.get_classifier()
-    with torch.no_grad():
-        if isinstance(head, nn.Linear) and head.bias is not None:
-            head.bias.add_(head.weight.double() @ constant.double())
-        else:
-            model.norm.bias.add_(constant)
 
 
 @functools.cache

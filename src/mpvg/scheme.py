@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Union, cast
 
 from mpvg.errors import nearest
@@ -121,7 +122,7 @@ class PositionScheme:
             return value
         if isinstance(value, str):
             base, colon, text = value.partition(":")
-            return cls._override(base, _read_fields(text, whole=value) if colon else {})
+            return cls._override(base.strip(), _read_fields(text, whole=value) if colon else {})
         if isinstance(value, Mapping):
             named = dict(value)
             return cls._override(named.pop("base", "mpvg"), named)
@@ -185,16 +186,18 @@ class PositionScheme:
         return f"{name}:{text}" if text else name
 
 
-SCHEMES: Mapping[str, PositionScheme] = {
-    "mpvg": PositionScheme(),
-    "pvg": PositionScheme(last_norm=None),
-    "pvg_cls": PositionScheme(class_token=True, last_norm=None),
-    "lape": PositionScheme(class_token=True, join_input=False, first_block=True, last_norm=None),
-    "lape_gap": PositionScheme(join_input=False, first_block=True, last_norm=None),
-    "gap": PositionScheme(layerwise=False, last_norm=None),
-    "gap_last": PositionScheme(layerwise=False, last_norm=0),
-    "default": PositionScheme(class_token=True, layerwise=False, last_norm=None),
-}
+SCHEMES: Mapping[str, PositionScheme] = MappingProxyType(
+    {
+        "mpvg": PositionScheme(),
+        "pvg": PositionScheme(last_norm=None),
+        "pvg_cls": PositionScheme(class_token=True, last_norm=None),
+        "lape": PositionScheme(class_token=True, join_input=False, first_block=True, last_norm=None),
+        "lape_gap": PositionScheme(join_input=False, first_block=True, last_norm=None),
+        "gap": PositionScheme(layerwise=False, last_norm=None),
+        "gap_last": PositionScheme(layerwise=False, last_norm=0),
+        "default": PositionScheme(class_token=True, layerwise=False, last_norm=None),
+    }
+)
 
 
 def _read_fields(text: str, *, whole: str) -> dict[str, bool | int | None]:
@@ -203,7 +206,9 @@ def _read_fields(text: str, *, whole: str) -> dict[str, bool | int | None]:
     for part in text.split(","):
         name, equals, word = (piece.strip() for piece in part.partition("="))
         word = word.lower()
-        if not equals or not (word in words or re.fullmatch(r"-?[0-9]+", word)):
+        if not equals or not (word in words or re.fullmatch(r"-?[0-9]{1,9}", word)):
             raise ValueError(f"scheme {whole!r}: {part!r} is not field=value with true, false, none or a number.")
+        if name in named:
+            raise ValueError(f"scheme {whole!r} names {name!r} twice: leave one out.")
         named[name] = words[word] if word in words else int(word)
     return named

@@ -50,6 +50,8 @@ def verdict(difference: Interval, reference: str) -> str:
     """Say in plain words what a difference to `reference` shows."""
     if difference.low is None or difference.high is None:
         return "one seed: no interval"
+    if difference.low == difference.high != 0:
+        return "the same in every seed: no interval"  # no spread to judge by, as with few test images
     if difference.low > 0:
         return f"higher than {reference}"
     if difference.high < 0:

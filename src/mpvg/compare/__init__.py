@@ -67,7 +67,7 @@ def compare(
     jobs = [Job(name, seed) for seed in range(seeds) for name in names]
     todo = [job for job in jobs if folder.finished(*job) is None]
     console.print(
-        f"{settings.model} on {data.name}: {len(names)} schemes x {seeds} seeds, {settings.epochs} epochs each; "
+        f"{settings.model} on {data.name}: {len(names)} schemes x {seeds} seeds, --epochs {settings.epochs}; "
         f"{len(jobs) - len(todo)} of {len(jobs)} runs had finished in {out}.",
         highlight=False,
         markup=False,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +68,7 @@ class Watcher:
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the table and what must be known to read it."""
     first = summary["schemes"][0]["scheme"]
-    table = Table(title=_title(summary), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=escape(_title(summary)), title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("scheme")
     table.add_column("accuracy %", justify="right")
     table.add_column(f"minus {first}", justify="right")
@@ -76,7 +77,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     for entry in summary["schemes"]:
         difference = entry["difference"]
         table.add_row(
-            entry["scheme"],
+            escape(entry["scheme"]),
             _interval(entry),
             "" if difference is None else _interval(difference, sign="+"),
             "" if difference is None else difference["verdict"].removesuffix(f" than {first}"),

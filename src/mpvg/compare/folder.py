@@ -56,14 +56,21 @@ class RunFolder:
         return self.path / "runs" / f"{re.sub(r'[^a-z0-9_]+', '-', scheme)}-seed{seed}.json"
 
     def finished(self, scheme: str, seed: int) -> dict[str, Any] | None:
-        """Return a run's record, or None where it has not finished."""
-        file = self.run_file(scheme, seed)
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        """Return a run's record, or None where it has not finished or its file is damaged."""
+        try:
+            record = json.loads(self.run_file(scheme, seed).read_text(encoding="utf-8"))
+            return record if (record["scheme"], record["seed"]) == (scheme, seed) and record["curve"]["step"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 def _refuse_another(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if not isinstance(found, dict):
+        raise UserError(f"--out {path} has a damaged config.json: remove it to start again, or name another folder.")
     changed = [
-        f"{key} {found.get(key)!r} there, {value!r} here" for key, value in wanted.items() if found.get(key) != value
+        f"{key} {found.get(key)!r} there, {value!r} here"
+        for key, value in wanted.items()
+        if found.get(key) != value and key != "data"  # the same images under another path are the same data
     ]
     if changed:
         raise UserError(f"--out {path} is of another configuration ({'; '.join(changed)}): name another folder.")

@@ -18,7 +18,7 @@ import torch
 from mpvg.compare.folder import RunFolder
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import hardware, versions
-from mpvg.compare.training import train_run
+from mpvg.compare.training import RunError, train_run
 from mpvg.data.sources import ImageData
 from mpvg.files import write_atomically
 
@@ -58,7 +58,7 @@ def run_all(
 
     Raises:
         NonFiniteLossError: A run's loss is no number any more; runs that finished are kept.
-        RuntimeError: A worker was killed.
+        RunError: A worker was killed.
     """
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
@@ -66,10 +66,12 @@ def run_all(
     try:
         pending: set[Future[dict[str, Any]]] = set()
         of: dict[Future[dict[str, Any]], Job] = {}
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is the parent's to handle
         for job in jobs:
             future = pool.submit(_work, job)
             pending.add(future)
             of[future] = job
+        signal.signal(signal.SIGINT, handler)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             while True:
@@ -80,7 +82,7 @@ def run_all(
             for future in done:
                 watch(Event(of[future], 1.0, float("nan"), future.result()))
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
+        raise RunError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
@@ -93,7 +95,6 @@ _worker: tuple[Settings, ImageData, RunFolder, Any]
 def _start_worker(settings: Settings, data: ImageData, folder: RunFolder, events: Any) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     _worker = (settings, data, folder, events)
 

@@ -57,8 +57,14 @@ def describe(scheme: PositionScheme, *, first_block: bool) -> str:
 def rise_over_last_fifth(run: Run) -> float:
     """Return how much the validation accuracy rose between four fifths of the steps and the end."""
     steps, accuracies = run["curve"]["step"], run["curve"]["val_accuracy"]
-    before = next(i for i, step in enumerate(steps) if step >= 0.8 * run["steps"])
+    before = max((i for i, step in enumerate(steps) if step <= round(0.8 * run["steps"])), default=0)
     return float(accuracies[-1] - accuracies[before])
+
+
+def has_converged(runs: Sequence[Run]) -> bool:
+    """Say whether validation accuracy had stopped rising; too short a curve cannot tell, and counts as no."""
+    long_enough = all(len(run["curve"]["step"]) >= 5 for run in runs)
+    return long_enough and fmean(rise_over_last_fifth(run) for run in runs) < CONVERGED_BELOW
 
 
 def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs: Sequence[Run], command: str) -> Any:
@@ -93,11 +99,28 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
                 **interval._asdict(),
                 "difference": difference,
                 "rise": rise,
-                "converged": rise < CONVERGED_BELOW,
+                "converged": has_converged(by_scheme[name]),
                 "runs": by_scheme[name],
             }
         )
     seeds = len(reference)
+    notes = []
+    if len(schemes) > 1:
+        notes.append(
+            f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
+            "images, their shifts and the initial values of the parameters they have in common."
+        )
+    if seeds > 1:
+        notes = [
+            f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} seeds.",
+            *notes,
+            "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
+            "Intervals are not adjusted for several comparisons.",
+        ]
+    else:
+        notes = ["Accuracy on the test split, read once a run; one seed, so no intervals.", *notes]
+    if any(run["versions"] != runs[0]["versions"] for run in runs):
+        notes.append("The runs are of different versions of the software: see results.csv.")
     return {
         "command": command,
         "data": {
@@ -116,13 +139,7 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
         "hardware": hardware(),
         "seconds": sum(run["seconds"] for run in runs),
         "schemes": entries,
-        "notes": [
-            "Accuracy on the test split, read once a run; "
-            + (f"mean and 95 % Student-t interval over {seeds} seeds." if seeds > 1 else "one seed, so no interval."),
-            f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
-            "images, their shifts and the initial values of the parameters they have in common.",
-            "Intervals are not adjusted for several comparisons.",
-        ],
+        "notes": notes,
     }
 
 

@@ -25,7 +25,11 @@ _EVAL_BATCH = 512
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
 
 
-class NonFiniteLossError(RuntimeError):
+class RunError(RuntimeError):
+    """A run failed; runs that finished before are kept."""
+
+
+class NonFiniteLossError(RunError):
     """The loss of a run is no number any more."""
 
 
@@ -126,7 +130,8 @@ def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, repor
                 report(step / schedule.steps, loss)
     test_images, test_labels = pixels(data.test)
     accuracy, test_loss = evaluate(model, test_images, test_labels)
-    correlations = correlation_by_block(model.eval(), test_images[:_EVAL_BATCH])
+    spread = torch.linspace(0, len(test_images) - 1, min(len(test_images), _EVAL_BATCH)).long()  # files come by class
+    correlations = correlation_by_block(model.eval(), test_images[spread])
     return {
         "scheme": scheme,
         "seed": seed,

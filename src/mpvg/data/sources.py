@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from mpvg.errors import UserError, nearest
 
 BUILT_IN = ("digits",)
+_LARGEST = 4096  # pixels a side
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
@@ -64,24 +66,46 @@ def load_data(source: str, *, img_size: int | None = None) -> ImageData:
     Raises:
         UserError: The source does not exist, has another layout, or its images differ in size.
     """
+    _check_size(img_size)
     if source in BUILT_IN:
         data = _digits()
-    elif Path(source).is_dir():
+    elif (kind := _kind(source)) == "folder":
         return _folder(Path(source), img_size)
-    elif Path(source).is_file():
+    elif kind == "file":
         data = _npz(Path(source))
     else:
         raise UserError(
-            f"--data {source!r} is neither built in ({', '.join(BUILT_IN)}){nearest(source, BUILT_IN)} nor a path that "
-            "exists: name a folder with train/ and test/, or an .npz file."
+            f"--data {source[:200]!r} is no path that exists and not built in{nearest(source, BUILT_IN)}: use a folder "
+            f"with train/ and test/, an .npz file or {', '.join(BUILT_IN)}."
         )
     if img_size is None or data.image_size == (img_size, img_size):
         return data
-    splits = [None if split is None else _resize(split, img_size) for split in (data.train, data.val, data.test)]
-    train, val, test = splits
-    assert train is not None
-    assert test is not None
-    return ImageData(data.name, data.note, data.classes, train, val, test)
+    return replace(
+        data,
+        train=_resize(data.train, img_size),
+        val=None if data.val is None else _resize(data.val, img_size),
+        test=_resize(data.test, img_size),
+    )
+
+
+def _kind(source: str) -> str:
+    try:
+        return "folder" if Path(source).is_dir() else "file" if Path(source).is_file() else ""
+    except (OSError, ValueError):  # too long, or not a path at all
+        return ""
+
+
+def _check_size(img_size: int | None) -> None:
+    if img_size is not None and img_size > _LARGEST:
+        raise UserError(f"--img-size {img_size} is too large: images are held in memory, use at most {_LARGEST}.")
+
+
+def _check_count(data: ImageData) -> ImageData:
+    if data.val is None and len(data.train) < 5:
+        raise UserError(
+            f"{data.name} has {len(data.train)} training images and no val split: give 5 or more, or a val."
+        )
+    return data
 
 
 def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -117,35 +141,43 @@ def _digits() -> ImageData:
 def _npz(path: Path) -> ImageData:
     wanted = ["train_images", "train_labels", "test_images", "test_labels"]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds one array: an .npz with {', '.join(wanted)} is needed.")
+        with loaded as archive:
             missing = [key for key in wanted if key not in archive.files]
             if missing:
                 raise UserError(f"{path} lacks {', '.join(missing)}: it has {', '.join(archive.files) or 'nothing'}.")
             has_val = {"val_images", "val_labels"} <= set(archive.files)
             names = ("train", "val", "test") if has_val else ("train", "test")
             splits = {name: _npz_split(archive, name, path) for name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read as .npz without unpickling ({error}): save plain arrays.") from error
     shapes = {name: split.images.shape[1:] for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"{path}: the splits differ in image shape, {shapes}.")
-    count = 1 + max(int(split.labels.max()) for split in splits.values())
     known = set(splits["train"].labels.tolist())
+    gap = next((label for label in range(len(known)) if label not in known), None)
+    if gap is not None:
+        raise UserError(
+            f"{path}: train_labels has no image of class {gap}, but of {max(known)}: number the classes without gaps."
+        )
     for name, split in splits.items():
         unknown = sorted(set(split.labels.tolist()) - known)
         if unknown:
             raise UserError(f"{path}: {name}_labels has {unknown[0]}, a class of which train_images holds no image.")
-    return ImageData(
+    data = ImageData(
         name=path.name,
         note=f"From {path.name}"
         + ("." if has_val else "; it has no validation split, so one is taken from train by seed."),
-        classes=tuple(str(label) for label in range(count)),
+        classes=tuple(str(label) for label in range(len(known))),
         train=splits["train"],
         val=splits.get("val"),
         test=splits["test"],
     )
+    return _check_count(data)
 
 
 def _npz_split(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Split:
@@ -154,15 +186,17 @@ def _npz_split(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Split:
         raise UserError(
             f"{path}: {name}_images is {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 1 or 3)."
         )
-    labels = labels.reshape(len(labels), -1)
+    labels = labels.reshape(len(labels), -1) if labels.ndim and labels.size else np.empty((0, 1), np.int64)
     if labels.shape[1] != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: {name}_labels is {labels.dtype} {labels.shape}, not one whole number an image.")
     if len(images) != len(labels) or len(images) == 0:
         raise UserError(
             f"{path}: {len(images)} {name}_images and {len(labels)} {name}_labels; as many are needed, not 0."
         )
-    if labels.min() < 0:
-        raise UserError(f"{path}: {name}_labels has {labels.min()}: labels count from 0.")
+    if labels.min() < 0 or labels.max() > 999_999:
+        raise UserError(f"{path}: {name}_labels has {labels.min()} to {labels.max()}: labels count the classes from 0.")
+    if 0 in images.shape:
+        raise UserError(f"{path}: {name}_images is {images.shape}, without a pixel.")
     return Split(images.reshape(*images.shape[:3], -1), labels[:, 0].astype(np.int64))
 
 
@@ -172,7 +206,7 @@ def _folder(root: Path, img_size: int | None) -> ImageData:
         raise UserError(
             f"{root} has {', '.join(sorted(names)) or 'no folders'}: train/ and test/ (or val/) are needed."
         )
-    classes = tuple(sorted(folder.name for folder in names["train"].iterdir() if folder.is_dir()))
+    classes = tuple(sorted(folder.name for folder in _class_folders(names["train"])))
     if not classes:
         raise UserError(f"{root / 'train'} has no class folders: put each class's images into a folder of its own.")
     test_name = "test" if "test" in names else "val"
@@ -182,10 +216,10 @@ def _folder(root: Path, img_size: int | None) -> ImageData:
         if img_size
         else _common_size(root, [path for split in files.values() for path, _ in split])
     )
-    grey = all(_is_grey(path) for path, _ in files["train"][:64])
+    grey = all(_is_grey(path) for split in files.values() for path, _ in split)
     splits = {name: _read_split(split, size, grey) for name, split in files.items()}
     with_val = "val" in splits and test_name == "test"
-    return ImageData(
+    data = ImageData(
         name=root.name,
         note=f"Folder {root.name}, tested on {test_name}/"
         + ("." if with_val else "; validation images are taken from train/ by seed."),
@@ -194,10 +228,15 @@ def _folder(root: Path, img_size: int | None) -> ImageData:
         val=splits["val"] if with_val else None,
         test=splits[test_name],
     )
+    return _check_count(data)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
 
 
 def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    extra = sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name not in classes)
+    extra = sorted(child.name for child in _class_folders(folder) if child.name not in classes)
     if extra:
         raise UserError(f"{folder / extra[0]} is a class that train/ does not have{nearest(extra[0], classes)}.")
     found: list[tuple[Path, int]] = []
@@ -223,7 +262,7 @@ def _common_size(root: Path, paths: list[Path]) -> tuple[int, int]:
 
 
 def _is_grey(path: Path) -> bool:
-    return _open(path).mode in ("1", "L", "I;16")
+    return _open(path).mode in ("1", "L", "LA") or _open(path).mode.startswith("I")
 
 
 def _open(path: Path):  # type: ignore[no-untyped-def]  # Pillow is needed here only
@@ -231,7 +270,25 @@ def _open(path: Path):  # type: ignore[no-untyped-def]  # Pillow is needed here 
 
     try:
         return Image.open(path)
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): repair or remove it.") from error
+
+
+def _pixels(path: Path, grey: bool):  # type: ignore[no-untyped-def]
+    """Return a Pillow image of 8 bits, grey or RGB."""
+    from PIL import Image
+
+    image = _open(path)
+    try:
+        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would cut off at 255
+            wide = np.asarray(image).astype(np.float64)
+            image = Image.fromarray(np.clip(np.round(wide / (257 if wide.max() > 255 else 1)), 0, 255).astype(np.uint8))
+        elif image.mode == "F":
+            raise UserError(f"{path} has floating-point pixels: save it with 8 or 16 bits.")
+        elif image.mode == "P":
+            image = image.convert("RGBA")
+        return image.convert("L" if grey else "RGB")
+    except (OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): repair or remove it.") from error
 
 
@@ -240,10 +297,7 @@ def _read_split(files: list[tuple[Path, int]], size: tuple[int, int], grey: bool
 
     images = np.empty((len(files), *size, 1 if grey else 3), np.uint8)
     for row, (path, _) in enumerate(files):
-        try:
-            image = _open(path).convert("L" if grey else "RGB")
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{path} cannot be read as an image ({error}): repair or remove it.") from error
+        image = _pixels(path, grey)
         if image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
         images[row] = np.asarray(image).reshape(*size, -1)

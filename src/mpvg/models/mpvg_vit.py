@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import PatchDropoutWithIndices, trunc_normal_
+from timm.layers import Format, PatchDropoutWithIndices, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
@@ -29,7 +29,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         scheme: Preset name, text, mapping or PositionScheme. It sets class_token and global_pool.
         pos_embed: "learn", "sincos1d" (T2T-ViT), "sincos2d" (MAE) or "none". Sinusoids are frozen parameters.
         class_token: Only what the scheme says; None follows it.
-        global_pool: "token" with a class token, without it "avg" or another pooling of timm's; "" for none.
+        global_pool: "token" with a class token, "avg" without; "" for none, to read tokens.
         fc_norm: True normalises after pooling as timm does by default; refused with a position at the Last LN.
         weight_init: As timm's.
         timm_args: Every other keyword of timm's VisionTransformer (img_size, patch_size, embed_dim, depth, ...).
@@ -69,6 +69,8 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             weight_init="skip",
             **timm_args,
         )
+        if self.pool_include_prefix:
+            raise ValueError("pool_include_prefix=True: schemes average patch tokens only, leave it out.")
         self._make_layerwise(scheme, pos_embed)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
@@ -219,27 +221,29 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def pooled_constant(self, positions: Positions) -> Tensor | None:
         """Return c (D,), what the Last LN's position adds to the pooled features; None where that is no constant."""
-        if positions.last is None or self.global_pool != "avg" or self.pool_include_prefix:
+        if positions.last is None or self.global_pool != "avg":
             return None
         return positions.last[0, int(self.has_class_row) :].mean(dim=0)
 
     def freeze_input_size(self) -> None:
         """Accept only images of the size that the model is built for."""
+        self.dynamic_img_size = False
+        self.patch_embed.flatten, self.patch_embed.output_fmt = True, Format.NCHW
         self.patch_embed.strict_img_size = True
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the chosen intermediates do not need; see timm."""
-        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        _, last = feature_take_indices(len(self.blocks), indices)
         if prune_norm:
             self.norm_pos = None
-        elif self.norm_pos is not None and self.last_source >= len(self.blocks):
+        elif self.norm_pos is not None and self.last_source > last:
             raise ValueError(
-                f"last_norm={self.last_source}: the Last LN needs the position of block {self.last_source}, and only "
-                f"{len(self.blocks)} blocks are kept: keep that block or drop the norm."
+                f"last_norm={self.last_source}: the Last LN needs the position of block {self.last_source}, and block "
+                f"{last} is the last one kept: keep that block or drop the norm."
             )
-        return take
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Fit the table and the patch embedding for another image or patch size (pixels; int or (H, W))."""
@@ -262,7 +266,7 @@ def _refuse_contradictions(
             f"class_token={class_token} contradicts scheme {str(scheme)!r}, where it is {scheme.class_token}: "
             "leave class_token out or choose another scheme."
         )
-    if global_pool and (global_pool == "token") != scheme.class_token:
+    if global_pool and global_pool != ("token" if scheme.class_token else "avg"):
         raise ValueError(
             f"global_pool={global_pool!r} contradicts scheme {str(scheme)!r}, which reads out "
             f"{'the class token' if scheme.class_token else 'the mean over tokens'}: leave global_pool out."

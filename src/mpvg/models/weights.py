@@ -40,7 +40,7 @@ def filter_checkpoint(state_dict: dict[str, Any], model: Any) -> dict[str, Tenso
 
 def _fit_table(table: Tensor, has_class_token: bool, model: Any) -> Tensor:
     if model.pos_kind != "learn":
-        return model.pos_embed.detach()
+        return table if table.shape == model.pos_embed.shape else model.pos_embed.detach()
     grid = model.patch_embed.grid_size
     # a class token's row cannot be told from its shape alone: 196 rows are 14 x 14 patches, not a class token and 195
     for class_row in (has_class_token, False):
