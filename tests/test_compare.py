@@ -14,6 +14,7 @@ import pytest
 
 from mpvg import SCHEMES
 from mpvg.cli import main
+from mpvg.compare.folder import locked
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import describe, has_converged, rise_over_last_fifth
 from mpvg.compare.training import NonFiniteLossError, Schedule, train_run
@@ -90,6 +91,11 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     save(Path(dataset), **arrays(side=10))
     assert compare(dataset, one) == 2
     assert "data_hash" in capsys.readouterr().err
+    with locked(two):
+        assert compare(str(other), two) == 2
+        assert "in use by another mpvg compare" in capsys.readouterr().err
+    assert compare(dataset, one, "--overwrite") == 0
+    assert "0 of 4 runs had finished" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

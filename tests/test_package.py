@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
+import timm
 
 import mpvg
 from mpvg.cli import main
@@ -30,6 +32,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"mpvg {mpvg.__version__}\n"
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert list(listed) == timm.list_models("mpvg_*")
+    assert listed["mpvg_deit_tiny_patch16_224"]["parameters"]["mpvg"] == 5_721_640
+    assert set(listed["mpvg_vit_nano"]["parameters"]) == set(mpvg.SCHEMES)
+    assert main(["models"]) == 0
+    assert "5,721,640" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])

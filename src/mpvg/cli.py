@@ -1,8 +1,10 @@
-"""The command line: `mpvg compare`."""
+"""The command line: `mpvg compare` and `mpvg models`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import re
 import shlex
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 for bad input, 3 for a run that failed."""
     try:
         arguments = _parser().parse_args(argv)
-        return _compare(arguments)
+        return _models(arguments) if arguments.command == "models" else _compare(arguments)
     except (UserError, OSError) as error:  # a full disk or a file that cannot be written is the user's to mend, too
         return _fail(error, code=2)
     except KeyboardInterrupt:
@@ -66,6 +68,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             seeds=arguments.seeds,
             out=out,
             workers=arguments.workers,
+            overwrite=arguments.overwrite,
             command=shlex.join(["mpvg", "compare", *words]),
         )
     except RunError as error:
@@ -73,10 +76,39 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models(arguments: argparse.Namespace) -> int:
+    import timm
+
+    from mpvg.scheme import SCHEMES
+
+    models = []
+    for name in timm.list_models("mpvg_*"):
+        counts = {}
+        for scheme in SCHEMES:
+            with contextlib.suppress(ValueError):  # a scheme that means nothing in this family
+                model = timm.create_model(name, scheme=scheme, device="meta")
+                counts[scheme] = sum(parameter.numel() for parameter in model.parameters())
+        models.append({"name": name, "input_size": model.default_cfg["input_size"], "parameters": counts})
+    if arguments.json:
+        print(json.dumps(models, indent=1))
+        return 0
+    width = max(len(entry["name"]) for entry in models)
+    print(f"{'model':{width}}  {'input':>11}  " + "  ".join(f"{scheme:>10}" for scheme in SCHEMES))
+    for entry in models:
+        size = " x ".join(map(str, entry["input_size"]))
+        counts = entry["parameters"]
+        counted = "  ".join(f"{counts[scheme]:>10,}" if scheme in counts else " " * 10 for scheme in SCHEMES)
+        print(f"{entry['name']:{width}}  {size:>11}  {counted}")
+    print("Parameters by scheme.")
+    return 0
+
+
 def _parser() -> Parser:
     parser = Parser(prog="mpvg", description="Position schemes for vision transformers.")
     parser.add_argument("--version", action="version", version=f"mpvg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    models = commands.add_parser("models", help="list the registered models and their parameters by scheme")
+    models.add_argument("--json", action="store_true", help="as JSON")
     compare = commands.add_parser(
         "compare",
         help="train position schemes side by side on a set of images",
@@ -99,6 +131,7 @@ def _parser() -> Parser:
     add("--lr", type=_rate, default=4e-3, help="peak learning rate of AdamW (0.004, made for mpvg_vit_nano)")
     add("--img-size", type=_positive, metavar="PIXELS", help="resize all images to this side (as they are)")
     add("--out", type=Path, metavar="DIR", help="folder for results; finished runs are kept (runs/compare-DATA-MODEL)")
+    add("--overwrite", action="store_true", help="begin anew where the folder holds another configuration")
     add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
     return parser
 

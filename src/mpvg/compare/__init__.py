@@ -11,7 +11,7 @@ import timm
 from rich.console import Console
 
 from mpvg.compare.console import Watcher, print_summary
-from mpvg.compare.folder import RunFolder
+from mpvg.compare.folder import RunFolder, locked
 from mpvg.compare.runner import Job, run_all
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import results_csv, summarise
@@ -30,6 +30,7 @@ def compare(
     seeds: int,
     out: Path,
     workers: int,
+    overwrite: bool = False,
     command: str = "",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def compare(
         seeds: Number of seeds, from 0.
         out: Folder for results.csv, summary.json, report.html and the runs; finished runs in it are kept.
         workers: Processes of one thread each; the numbers do not depend on it.
+        overwrite: Begin anew where `out` holds another configuration.
         command: What the report names as the command that reproduces it.
         console: Where to show progress and the table; None for standard output.
 
@@ -62,26 +64,26 @@ def compare(
     data = load_data(settings.data, img_size=settings.img_size)
     for name in names:
         _check_fit(settings, name, data)
-    folder = RunFolder(out, settings, data)
+    with locked(out):
+        folder = RunFolder(out, settings, data, overwrite=overwrite)
+        jobs = [Job(name, seed) for seed in range(seeds) for name in names]
+        todo = [job for job in jobs if folder.finished(*job) is None]
+        console.print(
+            f"{settings.model} on {data.name}: {len(names)} schemes x {seeds} seeds, --epochs {settings.epochs}; "
+            f"{len(jobs) - len(todo)} of {len(jobs)} runs had finished in {out}.",
+            highlight=False,
+            markup=False,
+        )
+        if todo:
+            with Watcher(console, len(todo)).live() as watch:
+                run_all(todo, settings, data, folder, workers=min(workers, len(todo)), watch=watch)
 
-    jobs = [Job(name, seed) for seed in range(seeds) for name in names]
-    todo = [job for job in jobs if folder.finished(*job) is None]
-    console.print(
-        f"{settings.model} on {data.name}: {len(names)} schemes x {seeds} seeds, --epochs {settings.epochs}; "
-        f"{len(jobs) - len(todo)} of {len(jobs)} runs had finished in {out}.",
-        highlight=False,
-        markup=False,
-    )
-    if todo:
-        with Watcher(console, len(todo)).live() as watch:
-            run_all(todo, settings, data, folder, workers=min(workers, len(todo)), watch=watch)
-
-    runs = [folder.finished(name, seed) for name in names for seed in range(seeds)]
-    finished = [run for run in runs if run is not None]
-    summary: dict[str, Any] = summarise(settings, data, names, finished, command)
-    write_atomically(out / "results.csv", results_csv(settings, finished))
-    write_atomically(out / "summary.json", json.dumps(summary, indent=1))
-    write_compare_report(summary, out / "report.html")
+        runs = [folder.finished(name, seed) for name in names for seed in range(seeds)]
+        finished = [run for run in runs if run is not None]
+        summary: dict[str, Any] = summarise(settings, data, names, finished, command)
+        write_atomically(out / "results.csv", results_csv(settings, finished))
+        write_atomically(out / "summary.json", json.dumps(summary, indent=1))
+        write_compare_report(summary, out / "report.html")
     print_summary(console, summary)
     console.print(f"Report: {out / 'report.html'}, rows: {out / 'results.csv'}", highlight=False, markup=False)
     return summary

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +29,62 @@ def fingerprint(data: ImageData) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing, against a second process; the system lets go even if this one is killed.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be used.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be used ({error}): name another folder.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"--out {path} is in use by another mpvg compare: wait, or name another folder.") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 class RunFolder:
     """A folder of runs of one configuration.
 
     Args:
-        path: The folder; made where it is missing.
+        path: The folder.
         settings: The configuration.
         data: The images.
+        overwrite: Begin anew where the folder holds a comparison of another configuration.
 
     Raises:
         UserError: The folder holds something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
+    def __init__(self, path: Path, settings: Settings, data: ImageData, *, overwrite: bool = False) -> None:
         self.path = path
         wanted = {**settings.as_dict(), "data_hash": fingerprint(data)}
         config = path / "config.json"
         try:
             if config.exists():
-                _refuse_another(path, json.loads(config.read_text(encoding="utf-8")), wanted)
-            elif path.exists() and os.listdir(path):
+                changed = _changes(json.loads(config.read_text(encoding="utf-8")), wanted)
+                if changed and not overwrite:
+                    raise UserError(
+                        f"--out {path} is of another configuration ({'; '.join(changed)}): name another folder, or "
+                        "begin anew with --overwrite."
+                    )
+                for run in (path / "runs").glob("*.json") if changed else ():
+                    run.unlink()
+            elif os.listdir(path):
                 raise UserError(f"--out {path} holds other files and no comparison: name a new or empty folder.")
-            (path / "runs").mkdir(parents=True, exist_ok=True)
+            (path / "runs").mkdir(exist_ok=True)
             write_atomically(config, json.dumps(wanted, indent=2))
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"--out {path} cannot be used ({error}): name another folder.") from error
@@ -64,13 +101,11 @@ class RunFolder:
             return None
 
 
-def _refuse_another(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _changes(found: Any, wanted: dict[str, Any]) -> list[str]:
     if not isinstance(found, dict):
-        raise UserError(f"--out {path} has a damaged config.json: remove it to start again, or name another folder.")
-    changed = [
+        return ["its config.json is damaged"]
+    return [
         f"{key} {found.get(key)!r} there, {value!r} here"
         for key, value in wanted.items()
         if found.get(key) != value and key != "data"  # the same images under another path are the same data
     ]
-    if changed:
-        raise UserError(f"--out {path} is of another configuration ({'; '.join(changed)}): name another folder.")
