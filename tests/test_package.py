@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,19 +56,18 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = partial(subprocess.run, cwd=tmp_path, env=clean, check=True)
+    run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)])
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    constraints = str(ROOT / "constraints.txt")
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, str(wheel)], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    run([binaries / "python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)])
     code = (
         "import mpvg, timm; assert 'site-packages' in mpvg.__file__; "
         "assert timm.create_model('mpvg_vit_nano', scheme='mpvg').scheme == mpvg.PositionScheme()"
     )
-    subprocess.run([python, "-c", code], check=True, cwd=tmp_path)
-    missing = subprocess.run(
-        [tmp_path / "venv" / "bin" / "mpvg", "compare"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    run([binaries / "python", "-c", code])
+    missing = run([binaries / "mpvg", "compare"], capture_output=True, text=True, check=False)
     assert missing.returncode == 2
     assert "pip install 'mpvg[compare]'" in missing.stderr

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import timm
 
+import mpvg
+
 
 @pytest.mark.slow
 def test_timms_own_tests_pass(tmp_path: Path) -> None:
@@ -34,7 +36,7 @@ def test_timms_own_tests_pass(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "2", "-k", "mpvg", "test_models.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(Path(mpvg.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
