@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from mpvg import SCHEMES
 from mpvg.cli import main
+from mpvg.compare import training
 from mpvg.compare.folder import locked
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import describe, has_converged, rise_over_last_fifth
@@ -58,6 +62,7 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert summary["schemes"][0]["runs"][0]["correlation"] is None
     assert "not adjusted for several comparisons" in printed
     assert "[4/4] " in printed
+    assert all(row["hardware"].endswith("threads a run: 1") for row in found)
     page = (one / "report.html").read_text()
     assert f"mpvg compare --data {dataset}" in " ".join(html.unescape(re.sub("<[^>]+>", "", page)).split())
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -163,6 +168,54 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     assert again["curve"] == record["curve"]
     with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0, is nan at epoch"):
         train_run(Settings(**{**settings.as_dict(), "lr": 1e30}), "mpvg", 0, data, lambda done, loss: None)
+
+
+def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning rate, decay, smoothing and initial weights, against values computed here."""
+    seen: list[dict[str, Any]] = []
+
+    def spy(model: Any, optimizer: Any, images: Any, labels: Any, *, label_smoothing: float) -> float:
+        first = model.blocks[0].attn.qkv.weight.detach().clone() if not seen else None
+        groups = [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+        rate = optimizer.param_groups[0]["lr"]
+        seen.append({"lr": rate, "groups": groups, "first": first, "batch": images, "smoothing": label_smoothing})
+        return 1.0
+
+    monkeypatch.setattr(training, "training_step", spy)
+    data = load_data("digits")
+    settings = Settings(data="digits", model="mpvg_vit_nano", epochs=2, batch_size=64, lr=4e-3, label_smoothing=0.2)
+    starts = {}
+    for scheme, seed in (("mpvg", 0), ("default", 0), ("mpvg", 1)):
+        seen.clear()
+        train_run(settings, scheme, seed, data, lambda done, loss: None)
+        starts[scheme, seed] = seen[0]["first"], seen[0]["batch"]
+    for one, two in zip(starts["mpvg", 0], starts["default", 0], strict=True):
+        assert torch.equal(one, two)
+    for one, two in zip(starts["mpvg", 0], starts["mpvg", 1], strict=True):
+        assert not torch.equal(one, two)
+
+    steps, warmup = 34, 3
+    assert len(seen) == steps
+    expected = [
+        4e-3 * t / warmup if t < warmup else 2e-3 * (1 + math.cos(math.pi * t / steps)) for t in range(1, steps + 1)
+    ]
+    assert [step["lr"] for step in seen] == pytest.approx(expected, abs=1e-9)
+    assert {step["smoothing"] for step in seen} == {0.2}
+    matrices = 6 * 4 + 2  # qkv, proj, fc1 and fc2 of each block; patches and head
+    assert (0.05, matrices) in seen[0]["groups"]
+
+
+def test_a_step_smooths_labels_and_moves_weights() -> None:
+    model: Any = timm.create_model("mpvg_vit_nano", img_size=8, in_chans=1)
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    with torch.no_grad():
+        log = model.eval()(images).log_softmax(1)
+    expected = -(0.8 * log[torch.arange(4), labels] + 0.2 * log.mean(1)).mean().item()
+    before = model.head.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = training.training_step(model, optimizer, images, labels, label_smoothing=0.2)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert not torch.equal(model.head.weight, before)
 
 
 def test_rise_is_measured_from_four_fifths_to_the_end() -> None:

@@ -83,8 +83,10 @@ def test_depths_and_modes_of_images(tmp_path: Path) -> None:
     root = tree(tmp_path / "set", mode="L")
     ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(ramp).save(root / "train" / "cat" / "0.png")
+    Image.fromarray(ramp // 300).save(root / "train" / "cat" / "1.png")  # 16 bits, and dark: it stays dark
     data = load_data(str(root))
     assert data.channels == 1
+    assert data.train.images[1].max() == 1
     np.testing.assert_array_equal(data.train.images[0, ..., 0], np.round(ramp / 257))
     Image.new("RGB", (8, 8), (200, 0, 0)).save(root / "test" / "dog" / "3.png")  # one colour image, and the last
     data = load_data(str(root))

@@ -32,8 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         return _models(arguments) if arguments.command == "models" else _compare(arguments)
-    except (UserError, OSError) as error:  # a full disk or a file that cannot be written is the user's to mend, too
+    except UserError as error:
         return _fail(error, code=2)
+    except OSError as error:  # a full disk, or a file that cannot be written
+        file = error.filename2 or error.filename or "a file"
+        return _fail(f"{file} cannot be used ({error.strerror}): make room or move it. Finished runs are kept.", code=2)
     except KeyboardInterrupt:
         return _fail("stopped; finished runs are kept, and the same command goes on from there.", code=130)
 

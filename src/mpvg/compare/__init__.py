@@ -78,8 +78,9 @@ def compare(
             with Watcher(console, len(todo)).live() as watch:
                 run_all(todo, settings, data, folder, workers=min(workers, len(todo)), watch=watch)
 
-        runs = [folder.finished(name, seed) for name in names for seed in range(seeds)]
-        finished = [run for run in runs if run is not None]
+        found = [folder.finished(name, seed) for name in names for seed in range(seeds)]
+        finished = [run for run in found if run is not None]
+        assert len(finished) == len(jobs)
         summary: dict[str, Any] = summarise(settings, data, names, finished, command)
         write_atomically(out / "results.csv", results_csv(settings, finished))
         write_atomically(out / "summary.json", json.dumps(summary, indent=1))

@@ -8,9 +8,10 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -64,14 +65,8 @@ def run_all(
     events: Any = context.Queue()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, data, folder, events))
     try:
-        pending: set[Future[dict[str, Any]]] = set()
-        of: dict[Future[dict[str, Any]], Job] = {}
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is the parent's to handle
-        for job in jobs:
-            future = pool.submit(_work, job)
-            pending.add(future)
-            of[future] = job
-        signal.signal(signal.SIGINT, handler)
+        with _ctrl_c_ignored():  # workers inherit it: Ctrl-C is the parent's to handle
+            pending = {pool.submit(_work, job) for job in jobs}
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             while True:
@@ -79,14 +74,26 @@ def run_all(
                     watch(events.get_nowait())
                 except queue.Empty:
                     break
-            for future in done:
-                watch(Event(of[future], 1.0, float("nan"), future.result()))
+            for record in (future.result() for future in done):
+                watch(Event(Job(record["scheme"], record["seed"]), 1.0, record["loss"], record))
     except BrokenProcessPool as error:
         raise RunError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python lets no one set a handler
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 _worker: tuple[Settings, ImageData, RunFolder, Any]

@@ -32,13 +32,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """Return the processor's name and number of cores."""
+    """Return the processor's name, its number of cores and the threads that this process computes with."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores; each run on one thread"
+    return f"{name}, {os.cpu_count()} cores; threads a run: {torch.get_num_threads()}"
 
 
 def describe(scheme: PositionScheme, *, first_block: bool) -> str:
@@ -135,8 +135,8 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
         },
         "model": settings.model,
         "settings": settings.as_dict(),
-        "versions": versions(),
-        "hardware": hardware(),
+        "versions": runs[0]["versions"],
+        "hardware": runs[0]["hardware"],
         "seconds": sum(run["seconds"] for run in runs),
         "schemes": entries,
         "notes": notes,

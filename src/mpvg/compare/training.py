@@ -35,9 +35,8 @@ class NonFiniteLossError(RunError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps a run takes, and how many make an epoch."""
+    """How many steps a run takes, and of how many images."""
 
-    steps_per_epoch: int
     steps: int
     batch_size: int
 
@@ -50,8 +49,7 @@ class Schedule:
     @classmethod
     def of(cls, settings: Settings, train_images: int) -> Schedule:
         batch_size = min(settings.batch_size, train_images)
-        steps_per_epoch = train_images // batch_size
-        return cls(steps_per_epoch, steps_per_epoch * settings.epochs, batch_size)
+        return cls(train_images // batch_size * settings.epochs, batch_size)
 
 
 def build_model(settings: Settings, scheme: str, data: ImageData, **placement: Any) -> Any:

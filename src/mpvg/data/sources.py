@@ -211,12 +211,9 @@ def _folder(root: Path, img_size: int | None) -> ImageData:
         raise UserError(f"{root / 'train'} has no class folders: put each class's images into a folder of its own.")
     test_name = "test" if "test" in names else "val"
     files = {name: _class_files(names[name], classes) for name in {"train", test_name, "val"} & set(names)}
-    size = (
-        (img_size, img_size)
-        if img_size
-        else _common_size(root, [path for split in files.values() for path, _ in split])
-    )
-    grey = all(_is_grey(path) for split in files.values() for path, _ in split)
+    headers = [_header(path) for split in files.values() for path, _ in split]
+    size = (img_size, img_size) if img_size else _common_size(root, [size for size, _ in headers])
+    grey = all(mode in ("1", "L", "LA") or mode.startswith("I") for _, mode in headers)
     splits = {name: _read_split(split, size, grey) for name, split in files.items()}
     with_val = "val" in splits and test_name == "test"
     data = ImageData(
@@ -250,8 +247,13 @@ def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int
     return found
 
 
-def _common_size(root: Path, paths: list[Path]) -> tuple[int, int]:
-    sizes = Counter(_open(path).size for path in paths)
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    with _open(path) as image:
+        return image.size, image.mode
+
+
+def _common_size(root: Path, found: list[tuple[int, int]]) -> tuple[int, int]:
+    sizes = Counter(found)
     if len(sizes) > 1:
         (width, height), _ = sizes.most_common(1)[0]
         raise UserError(
@@ -259,10 +261,6 @@ def _common_size(root: Path, paths: list[Path]) -> tuple[int, int]:
         )
     width, height = next(iter(sizes))
     return height, width
-
-
-def _is_grey(path: Path) -> bool:
-    return _open(path).mode in ("1", "L", "LA") or _open(path).mode.startswith("I")
 
 
 def _open(path: Path):  # type: ignore[no-untyped-def]  # Pillow is needed here only
@@ -281,8 +279,7 @@ def _pixels(path: Path, grey: bool):  # type: ignore[no-untyped-def]
     image = _open(path)
     try:
         if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would cut off at 255
-            wide = np.asarray(image).astype(np.float64)
-            image = Image.fromarray(np.clip(np.round(wide / (257 if wide.max() > 255 else 1)), 0, 255).astype(np.uint8))
+            image = Image.fromarray(np.round(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
         elif image.mode == "F":
             raise UserError(f"{path} has floating-point pixels: save it with 8 or 16 bits.")
         elif image.mode == "P":

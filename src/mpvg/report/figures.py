@@ -76,7 +76,7 @@ class Row:
 
 
 def curve_panels(schemes: Sequence[Mapping[str, Any]], *, key: str, scale: float = 1.0) -> list[Panel]:
-    """Collects one learning curve of every run.
+    """Collect one learning curve of every run.
 
     Args:
         schemes: The `schemes` of a comparison's summary.
@@ -95,7 +95,7 @@ def curve_panels(schemes: Sequence[Mapping[str, Any]], *, key: str, scale: float
 
 
 def correlation_panels(schemes: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Collects the correlations by depth of the schemes that deliver a position.
+    """Collect the correlations by depth of the schemes that deliver a position.
 
     Args:
         schemes: The `schemes` of a comparison's summary.
@@ -113,7 +113,7 @@ def correlation_panels(schemes: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def paired_differences(scheme: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[int, float]:
-    """Subtracts the reference's accuracy from a scheme's, seed by seed.
+    """Subtract the reference's accuracy from a scheme's, seed by seed.
 
     Args:
         scheme: The scheme's entry in the summary.
@@ -127,7 +127,7 @@ def paired_differences(scheme: Mapping[str, Any], reference: Mapping[str, Any]) 
 
 
 def floor_after(panels: Sequence[Panel], *, step: float) -> float | None:
-    """Finds the lowest value from a step on, so that the climb at the start need not flatten the rest.
+    """Find the lowest value from a step on, so that the climb at the start need not flatten the rest.
 
     Args:
         panels: The panels of a figure.
@@ -145,13 +145,13 @@ def floor_after(panels: Sequence[Panel], *, step: float) -> float | None:
 
 
 def spans_decades(panels: Sequence[Panel]) -> bool:
-    """Tells whether the values call for a logarithmic axis: all above zero and more than 20-fold apart."""
+    """Tell whether the values call for a logarithmic axis: all above zero and more than 20-fold apart."""
     values = _finite(panels)
     return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
 
 
 def draw_rows(rows: Sequence[Row], *, prefix: str, label: str, xlabel: str, zero: bool = False) -> Markup:
-    """Draws a dot plot with one row per scheme: a dot per seed, and above them the mean and its interval.
+    """Draw a dot plot with one row per scheme: a dot per seed, and above them the mean and its interval.
 
     Args:
         rows: The rows from top to bottom.
@@ -212,7 +212,7 @@ def draw_panels(
     logarithmic: bool = False,
     centred: bool = False,
 ) -> Markup:
-    """Draws small multiples on common axes: a thin line per seed and a thick one for their mean.
+    """Draw small multiples on common axes: a thin line per seed and a thick one for their mean.
 
     Args:
         panels: The panels, at least one.
