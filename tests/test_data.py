@@ -1,4 +1,4 @@
-"""Sources of images, good and bad, and the batches drawn from them."""
+"""Sources of images and what is common to them, and the batches drawn from them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mpvg.data.batches import Pixels, epoch_batches
-from mpvg.data.sources import load_data, split_validation
+from mpvg.data.batches import epoch_batches
+from mpvg.data.images import empty_images, to_pixels
+from mpvg.data.preprocessing import Preprocessing, to_tensors
+from mpvg.data.sources import ImageData, Split, load_data, split_validation
 from mpvg.errors import UserError
+
+NO_VALIDATION = "no validation split, so a part of train is taken for it."
 
 
 def arrays(*, side: int = 8, channels: int | None = None, count: int = 24) -> dict[str, Any]:
@@ -49,110 +53,77 @@ def test_digits_ship_with_scikit_learn() -> None:
     assert (len(data.train), len(data.test)) == (1437, 360)
     assert data.train.images.max() == 255
     assert np.bincount(data.test.labels).min() >= 34
+    assert data.test.labels[:8].tolist() == [1, 4, 8, 6, 5, 9, 9, 1]  # it stays the same fifth
+    assert data.skipped == ()
+    assert data.note.endswith(
+        f"8 x 8 pixels, from scikit-learn; a fixed stratified fifth is the test set; {NO_VALIDATION}"
+    )
 
 
-@pytest.mark.parametrize("channels", [None, 1, 3])
-def test_npz(tmp_path: Path, channels: int | None) -> None:
-    path = tmp_path / "set.npz"
-    save(path, **arrays(side=10, channels=channels))
-    data = load_data(str(path))
-    assert (data.image_size, data.channels) == ((10, 10), channels or 1)
-    assert data.val is not None
-    assert data.train.labels.shape == (24,)
-    assert load_data(str(path), img_size=16).image_size == (16, 16)
+@pytest.mark.parametrize("img_size", [8, 11, 32])
+def test_sources_of_one_size_are_resized_on_demand_only(img_size: int) -> None:
+    kept = load_data("digits", mixed_size=(32, 32))
+    assert kept.image_size == (8, 8)
+    assert "resized" not in kept.note
+    data = load_data("digits", img_size=img_size)
+    assert data.image_size == (img_size, img_size)
+    assert (f"images of 8 x 8 pixels, resized to {img_size} x {img_size};" in data.note) == (img_size != 8)
+    expected = to_pixels(kept.test.images[5], size=(img_size, img_size), channels=1)
+    np.testing.assert_array_equal(data.test.images[5], expected)
 
 
-def test_folder(tmp_path: Path) -> None:
-    data = load_data(str(tree(tmp_path / "set", mode="L", splits=("train", "val"))))
-    assert (data.classes, data.channels, data.val) == (("cat", "dog"), 1, None)
-    assert "tested on val/" in data.note
-    data = load_data(str(tree(tmp_path / "both", splits=("train", "val", "test"))))
-    assert data.channels == 3
-    assert data.val is not None
+@pytest.mark.parametrize("source", ["digit", "/no/such/path", "a" * 5000, "nul\0byte", "no/such:folder"])
+def test_sources_that_do_not_exist(source: str) -> None:
+    with pytest.raises(UserError, match="is no path that exists and not built in") as caught:
+        load_data(source)
+    assert len(str(caught.value)) < 800
+    assert ("did you mean 'digits'" in str(caught.value)) == (source == "digit")
 
 
-def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
-    root = tree(tmp_path / "set")
-    Image.new("RGB", (12, 8)).save(root / "train" / "dog" / "wide.png")
-    with pytest.raises(UserError, match=r"2 sizes \(mostly 8 x 8\).*--img-size"):
-        load_data(str(root))
-    assert load_data(str(root), img_size=12).train.images.shape == (9, 12, 12, 3)
+@pytest.mark.parametrize("img_size", [-1, 0, 4097])
+def test_sizes_out_of_range(img_size: int) -> None:
+    with pytest.raises(UserError, match=f"--img-size {img_size} is out of range"):
+        load_data("digits", img_size=img_size)
 
 
-def test_depths_and_modes_of_images(tmp_path: Path) -> None:
-    root = tree(tmp_path / "set", mode="L")
-    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-    Image.fromarray(ramp).save(root / "train" / "cat" / "0.png")
-    Image.fromarray(ramp // 300).save(root / "train" / "cat" / "1.png")  # 16 bits, and dark: it stays dark
-    data = load_data(str(root))
-    assert data.channels == 1
-    assert data.train.images[1].max() == 1
-    np.testing.assert_array_equal(data.train.images[0, ..., 0], np.round(ramp / 257))
-    Image.new("RGB", (8, 8), (200, 0, 0)).save(root / "test" / "dog" / "3.png")  # one colour image, and the last
-    data = load_data(str(root))
-    assert data.channels == 3
-    assert data.test.images[-1, 0, 0].tolist() == [200, 0, 0]
+def test_a_source_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", forbid)
+    with pytest.raises(UserError, match=r"cannot be read .*Permission denied.*check the path"):
+        load_data(str(tmp_path))
 
 
-def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'digit' is no path.*did you mean 'digits'"):
-        load_data("digit")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no folders: train/ and test/"):
-        load_data(str(tmp_path / "empty"))
-    root = tree(tmp_path / "set")
-    (root / "test" / "cta").mkdir()
-    with pytest.raises(UserError, match=r"cta is a class that train/ does not have \(did you mean 'cat'"):
-        load_data(str(root))
-    (root / "test" / "cta").rmdir()
-    broken = root / "train" / "dog" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(UserError, match=r"dog/1\.png cannot be read as an image"):
-        load_data(str(root))
-    for path in (root / "train" / "dog").iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match=r"train/dog holds no images"):
-        load_data(str(root))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"test_labels": None}, "lacks test_labels"),
-        ({"train_labels": np.array([{}] * 24, dtype=object)}, "without unpickling"),
-        ({"train_images": np.zeros((24, 8, 8), np.float32)}, "float32.*uint8"),
-        ({"train_images": np.zeros((24, 8, 8, 2), np.uint8)}, r"\(24, 8, 8, 2\)"),
-        ({"train_labels": np.zeros((24, 2), np.int64)}, "one whole number"),
-        ({"train_labels": np.zeros(24)}, "float64"),
-        ({"train_labels": np.zeros(23, np.int64)}, "24 train_images and 23 train_labels"),
-        ({"train_labels": np.full(24, -1)}, "labels count the classes from 0"),
-        ({"train_labels": np.arange(24) % 3 * 2}, "no image of class 1"),
-        ({"train_labels": np.full(24, 2**64 - 1, np.uint64)}, "18446744073709551615"),
-        ({"train_labels": np.int64(3)}, "0 train_labels"),
-        ({"test_labels": np.full(24, 7)}, "test_labels has 7"),
-        ({"test_images": np.zeros((24, 9, 9), np.uint8)}, "differ in image shape"),
-    ],
-)
-def test_bad_npz(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_data(save(tmp_path / "set.npz", **changes))
+def test_images_larger_than_the_memory() -> None:
+    with pytest.raises(UserError, match=r"1000000000 images of 4096 x 2048 pixels need 23437500 GiB.*--img-size"):
+        empty_images(10**9, (2048, 4096), 3)
 
 
 def test_too_few_images(tmp_path: Path) -> None:
     few = {
-        "train_images": np.zeros((2, 8, 8), np.uint8),
-        "train_labels": np.arange(2),
+        "train_images": np.zeros((4, 8, 8), np.uint8),
+        "train_labels": np.arange(4) % 2,
         "test_labels": np.arange(24) % 2,
     }
-    with pytest.raises(UserError, match="2 training images and no val"):
+    with pytest.raises(UserError, match="4 training images and no val"):
         load_data(save(tmp_path / "set.npz", **few, val_images=None, val_labels=None))
+    few |= {"val_images": few["train_images"], "val_labels": few["train_labels"]}
+    assert len(load_data(save(tmp_path / "set.npz", **few)).train) == 4
 
 
-def test_truncated_npz(tmp_path: Path) -> None:
-    path = Path(save(tmp_path / "set.npz"))
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"set\.npz cannot be read"):
-        load_data(str(path))
+@pytest.mark.parametrize(
+    ("labels", "counts", "imbalance"),
+    [([0, 1, 2], (1, 1, 1), 1.0), ([0, 0, 0, 1, 2, 2], (3, 1, 2), 3.0), ([1, 1], (0, 2, 0), float("inf"))],
+)
+def test_imbalance_of_the_training_split(labels: list[int], counts: tuple[int, ...], imbalance: float) -> None:
+    def split(labels: list[int]) -> Split:
+        return Split(np.zeros((len(labels), 2, 3, 1), np.uint8), np.array(labels))
+
+    data = ImageData("set", "note", ("a", "b", "c"), split(labels), None, split([2] * 50))
+    assert data.class_counts == counts
+    assert all(type(count) is int for count in data.class_counts)
+    assert (data.imbalance, data.image_size) == (imbalance, (2, 3))
 
 
 def test_validation_split_depends_on_the_seed_alone() -> None:
@@ -164,6 +135,12 @@ def test_validation_split_depends_on_the_seed_alone() -> None:
     assert np.array_equal(train.images, again.images)
     assert not np.array_equal(train.images, other.images)
     assert np.bincount(val.labels).min() >= 25  # stratified
+
+
+def test_a_validation_split_of_the_source_is_kept(tmp_path: Path) -> None:
+    data = load_data(save(tmp_path / "set.npz"))
+    assert split_validation(data, fraction=0.2, seed=0) == (data.train, data.val)
+    assert data.note == "From set.npz."
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
@@ -193,6 +170,6 @@ def test_shift_moves_whole_pixels_over_a_repeated_border() -> None:
 
 def test_pixels_have_mean_zero_and_deviation_one() -> None:
     train = load_data("digits").train
-    images, _ = Pixels(train)(train)
+    images = Preprocessing.of(train)(to_tensors(train)[0])
     assert images.mean().item() == pytest.approx(0, abs=1e-4)
     assert images.std().item() == pytest.approx(1, abs=1e-4)

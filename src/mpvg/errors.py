@@ -1,4 +1,4 @@
-"""What a user did that cannot work, told in one line."""
+"""What a user did that cannot work, and runs that failed, told in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Bad input; its message names the value and the remedy. The command line prints it and exits with code 2."""
+
+
+class RunError(RuntimeError):
+    """A run failed; runs that finished before are kept. The command line prints it and exits with code 3."""
+
+
+class NonFiniteLossError(RunError):
+    """The loss of a run is no number any more."""
 
 
 def nearest(word: object, known: Iterable[str]) -> str:

@@ -1,0 +1,24 @@
+"""What must be known of a set of images before its results are read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpvg.data.splits import ImageData
+
+IMBALANCED_ABOVE = 1.5  # training images of the largest class by those of the smallest
+
+
+def remarks(data: ImageData) -> list[str]:
+    """Say that classes are imbalanced and that images were left out, where it is so."""
+    found = []
+    if data.imbalance > IMBALANCED_ABOVE:
+        most = int(np.argmax(data.class_counts))
+        share = (data.test.labels == most).mean()
+        found.append(
+            f"Classes are imbalanced, {min(data.class_counts)} to {max(data.class_counts)} training images each: "
+            f"always answering {data.classes[most]!r} would have {100 * share:.2f} % accuracy."
+        )
+    if data.skipped:
+        found.append(f"Left out as unreadable: {len(data.skipped)} images; the first is {data.skipped[0]}.")
+    return found
