@@ -1,23 +1,19 @@
-"""Figures of the reports as inline SVG whose text and colours follow the page's style sheet."""
+"""Figures of runs: dot plots of accuracies, and curves by training step or by block."""
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from statistics import fmean
 from typing import Any
-from xml.etree import ElementTree
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mpvg.report.svg import SERIES, SERIES_COUNT, TEXT, WIDTH, inline_svg, style
+
 __all__ = [
-    "SERIES_COUNT",
     "Line",
     "Panel",
     "Row",
@@ -30,20 +26,7 @@ __all__ = [
     "spans_decades",
 ]
 
-SERIES_COUNT = 8
-WIDTH = 4.6  # inches: at 72 units an inch one unit is about one pixel on a phone 360 pixels wide
-
 _STEPS = (1, 2, 5, 10)  # distances between ticks
-
-# Colours that occur nowhere else, swapped in the finished SVG for what the style sheet decides.
-_TEXT = "#010203"
-_GRID = "#040506"
-_SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, SERIES_COUNT + 1))
-_SWAPS = {
-    _TEXT: "currentColor",
-    _GRID: "var(--line)",
-    **{colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, 1)},
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,7 @@ def draw_rows(rows: Sequence[Row], *, prefix: str, label: str, xlabel: str, zero
     Returns:
         The SVG element, safe to put into HTML.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 0.62 + 0.46 * len(rows)), layout="constrained")
         axes = figure.subplots()
         seeds = sorted({seed for row in rows for seed in row.dots})
@@ -172,15 +155,15 @@ def draw_rows(rows: Sequence[Row], *, prefix: str, label: str, xlabel: str, zero
         heights = {seed: 0.3 * (at + 0.5) / len(seeds) if many else 0.0 for at, seed in enumerate(seeds)}
         size = 4.5 if many else 6.5
         if zero:
-            axes.axvline(0, color=_TEXT, linewidth=1)
+            axes.axvline(0, color=TEXT, linewidth=1)
         elif many:
             for seed in seeds:
                 values = [row.dots.get(seed, math.nan) for row in rows]
                 axes.plot(
-                    values, [at + heights[seed] for at in range(len(rows))], color=_TEXT, alpha=0.25, linewidth=0.7
+                    values, [at + heights[seed] for at in range(len(rows))], color=TEXT, alpha=0.25, linewidth=0.7
                 )
         for at, row in enumerate(rows):
-            colour = _SERIES[row.series % SERIES_COUNT]
+            colour = SERIES[row.series % SERIES_COUNT]
             for seed, value in row.dots.items():
                 axes.plot(
                     [value], [at + heights[seed]], "o", color=colour, markersize=size, alpha=0.8, markeredgewidth=0
@@ -196,7 +179,7 @@ def draw_rows(rows: Sequence[Row], *, prefix: str, label: str, xlabel: str, zero
         axes.xaxis.set_major_formatter(FuncFormatter(_signed_tick if zero else _tick))
         axes.grid(axis="x")
         axes.set_xlabel(xlabel)
-        return _inline_svg(figure, prefix=prefix, label=label)
+        return inline_svg(figure, prefix=prefix, label=label)
 
 
 def draw_panels(
@@ -229,7 +212,7 @@ def draw_panels(
     Returns:
         The SVG element, safe to put into HTML.
     """
-    with _style():
+    with style():
         columns = min(2, len(panels))
         rows = math.ceil(len(panels) / columns)
         figure = Figure(figsize=(WIDTH, 0.5 + max(2.1, 1.32 * rows)), layout="constrained")
@@ -247,17 +230,17 @@ def draw_panels(
         grid.flat[0].xaxis.set_major_formatter(FuncFormatter(_tick))
         figure.supxlabel(xlabel)
         figure.supylabel(ylabel)
-        return _inline_svg(figure, prefix=prefix, label=label)
+        return inline_svg(figure, prefix=prefix, label=label)
 
 
 def _draw_panel(axes: Axes, panel: Panel, *, reference: Panel | None, shade_from: float | None) -> None:
-    colour = _SERIES[panel.series % SERIES_COUNT]
+    colour = SERIES[panel.series % SERIES_COUNT]
     axes.grid(True)
     if shade_from is not None:
-        axes.axvspan(shade_from, max(x for line in panel.lines for x in line.x), color=_TEXT, alpha=0.07, linewidth=0)
+        axes.axvspan(shade_from, max(x for line in panel.lines for x in line.x), color=TEXT, alpha=0.07, linewidth=0)
     if reference is not None and reference.series != panel.series:
         base = _mean(reference.lines)
-        axes.plot(base.x, base.y, color=_TEXT, linewidth=1, linestyle=(0, (3, 2)), alpha=0.75)
+        axes.plot(base.x, base.y, color=TEXT, linewidth=1, linestyle=(0, (3, 2)), alpha=0.75)
     # A line of few points needs markers: with a single point it would not show at all.
     marker = "o" if all(len(line.x) <= 16 for line in panel.lines) else ""
     for line in panel.lines:
@@ -282,7 +265,7 @@ def _scale_y(axes: Axes, panels: Sequence[Panel], *, logarithmic: bool, centred:
         axes.set_ylim(-reach, reach)
         for other in axes.figure.axes:
             if other.axison:
-                other.axhline(0, color=_TEXT, linewidth=1)
+                other.axhline(0, color=TEXT, linewidth=1)
 
 
 def _mean(lines: Sequence[Line]) -> Line:
@@ -315,65 +298,3 @@ def _tick(value: float, _position: int | None = None) -> str:
 
 def _signed_tick(value: float, _position: int | None = None) -> str:
     return f"+{_tick(value)}" if round(value, 9) > 0 else _tick(value)
-
-
-def _style() -> AbstractContextManager[None]:
-    settings: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "mpvg",
-        "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-        "font.size": 11.5,
-        "axes.titlesize": 11.5,
-        "axes.labelsize": 11.5,
-        "figure.labelsize": 11.5,
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "grid.linewidth": 0.7,
-        "grid.color": _GRID,
-        "text.color": _TEXT,
-        "axes.labelcolor": _TEXT,
-        "axes.titlecolor": _TEXT,
-        "axes.edgecolor": _TEXT,
-        "xtick.color": _TEXT,
-        "ytick.color": _TEXT,
-        "axes.titlepad": 4,
-        "lines.solid_capstyle": "butt",
-    }
-    context: Callable[[Any], AbstractContextManager[None]] = matplotlib.rc_context
-    return context(settings)
-
-
-def _inline_svg(figure: Figure, *, prefix: str, label: str) -> Markup:
-    """Renders a figure and rewrites the SVG so that it can sit in a page beside others."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # The style element would apply to the whole page; the page has the same rule for figures only.
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    text = ElementTree.tostring(root, encoding="unicode")
-    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
-    for element in root.iter():
-        # Within HTML neither SVG elements nor href need a namespace.
-        element.tag = element.tag.rpartition("}")[2]
-        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
-        element.attrib.clear()
-        for name, value in attributes.items():
-            if name == "id":
-                if value in used:
-                    element.set("id", f"{prefix}-{value}")
-            elif name == "href":
-                element.set("href", value.replace("#", f"#{prefix}-", 1))
-            else:
-                value = value.replace("url(#", f"url(#{prefix}-")
-                for sentinel, colour in _SWAPS.items():
-                    value = value.replace(sentinel, colour)
-                element.set(name, value)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
