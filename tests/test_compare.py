@@ -14,17 +14,23 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from mpvg import SCHEMES
 from mpvg.cli import main
 from mpvg.compare import training
-from mpvg.compare.folder import locked
+from mpvg.compare.rates import Job, choose
 from mpvg.compare.settings import Settings
-from mpvg.compare.summary import describe, has_converged, rise_over_last_fifth
-from mpvg.compare.training import NonFiniteLossError, Schedule, train_run
-from mpvg.data.sources import load_data
+from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth
+from mpvg.compare.training import Schedule, evaluate, train_and_test
+from mpvg.data.preprocessing import Preprocessing, to_tensors
+from mpvg.data.sources import Split, load_data
+from mpvg.errors import NonFiniteLossError
+from mpvg.out import locked
 from mpvg.scheme import PositionScheme
-from test_data import arrays, save
+from mpvg.train import recipe as recipes
+from mpvg.train.recipe import Recipe, build_schedule, default_lr
+from test_data import arrays, save, tree
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "data_hash" in capsys.readouterr().err
     with locked(two):
         assert compare(str(other), two) == 2
-        assert "in use by another mpvg compare" in capsys.readouterr().err
+        assert "in use by another mpvg process" in capsys.readouterr().err
     assert compare(dataset, one, "--overwrite") == 0
     assert "0 of 4 runs had finished" in capsys.readouterr().out
 
@@ -107,7 +113,8 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
     assert compare(dataset, tmp_path / "out", "--lr", "1e30") == 3
     error = capsys.readouterr().err
     assert "seed 0" in error
-    assert "lower --lr" in error
+    assert "lower the learning rate" in error
+    assert f"kept in {tmp_path / 'out'}" in error
     assert error.count("\n") == 1
 
 
@@ -126,6 +133,14 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
         (["--seeds", "0"], "--seeds: '0' is not a whole number from 1"),
         (["--epochs", "x"], "--epochs: 'x'"),
         (["--lr", "-1"], "--lr: '-1' is not a number above 0"),
+        (["--lr", "0.1,nan"], "--lr: 'nan' is not a number above 0"),
+        (["--val-fraction", "1"], "--val-fraction: '1' is not a part between 0 and 1"),
+        (["--device", "tpu"], "--device: 'tpu' is not auto"),
+        (["--device", "cuda:99"], "'cuda:99' is not on this machine"),
+        (["--img-size", "512"], r"512 x 512 pixels are 65,536 patches.*--img-size 32"),
+        (["--img-size", "9"], r"9 x 9 pixels cannot be cut.*2 x 2.*--img-size 8"),
+        (["--img-size", "1"], r"1 x 1 pixels cannot be cut.*--img-size 2"),
+        (["--data", "mnsit:/tmp"], "did you mean 'mnist'"),
         (["--sedes", "1"], "--sedes"),
     ],
 )
@@ -157,37 +172,51 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     splits = {f"{split}_{kind}": value for split in ("train", "val", "test")
               for kind, value in (("images", images), ("labels", labels))}  # fmt: skip
     data = load_data(save(tmp_path / "sides.npz", **splits))
-    settings = Settings(data="sides", model="mpvg_vit_nano", epochs=12, batch_size=16, lr=2e-3)
+    settings = Settings(data="sides", model="mpvg_vit_nano", epochs=12, batch_size=16, lrs=(2e-3,))
     told: list[float] = []
-    record = train_run(settings, "mpvg", 0, data, lambda done, loss: told.append(done))
+    record = train_and_test(settings, Job("mpvg", 0, 2e-3), data, lambda done, loss: told.append(done))
     assert record["accuracy"] == 1.0
     assert record["curve"]["train_loss"][-1] < record["curve"]["train_loss"][0]
     assert told == sorted(told)
     assert told[-1] == 1.0
-    again = train_run(settings, "mpvg", 0, data, lambda done, loss: None)
+    again = train_and_test(settings, Job("mpvg", 0, 2e-3), data, lambda done, loss: None)
     assert again["curve"] == record["curve"]
-    with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0, is nan at epoch"):
-        train_run(Settings(**{**settings.as_dict(), "lr": 1e30}), "mpvg", 0, data, lambda done, loss: None)
+    assert record["val_accuracy"] == record["curve"]["val_accuracy"][-1]
+    assert record["confusion"] == [[0, 0, 48], [1, 1, 48]]
+    with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0 is nan at epoch"):
+        train_and_test(settings, Job("mpvg", 0, 1e30), data, lambda done, loss: None)
 
 
 def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning rate, decay, smoothing and initial weights, against values computed here."""
     seen: list[dict[str, Any]] = []
 
-    def spy(model: Any, optimizer: Any, images: Any, labels: Any, *, label_smoothing: float) -> float:
+    true_step = training.training_step
+
+    def spy(model: Any, images: Any, labels: Any, recipe: Recipe) -> Any:
         first = model.blocks[0].attn.qkv.weight.detach().clone() if not seen else None
-        groups = [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
-        rate = optimizer.param_groups[0]["lr"]
-        seen.append({"lr": rate, "groups": groups, "first": first, "batch": images, "smoothing": label_smoothing})
-        return 1.0
+        seen.append({"first": first, "batch": images, "smoothing": recipe.label_smoothing, "training": model.training})
+        return true_step(model, images, labels, recipe)
+
+    rates: list[float] = []
+    groups: list[tuple[float, int]] = []
+
+    def spy_on_optimizer(model: Any, recipe: Recipe) -> Any:
+        optimizer = recipes.build_optimizer(model, recipe)
+        groups[:] = [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+        optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
 
     monkeypatch.setattr(training, "training_step", spy)
+    monkeypatch.setattr(training, "build_optimizer", spy_on_optimizer)
     data = load_data("digits")
-    settings = Settings(data="digits", model="mpvg_vit_nano", epochs=2, batch_size=64, lr=4e-3, label_smoothing=0.2)
+    recipe = Recipe(label_smoothing=0.2)
+    settings = Settings(data="digits", model="mpvg_vit_nano", epochs=2, batch_size=64, lrs=(4e-3,), recipe=recipe)
     starts = {}
     for scheme, seed in (("mpvg", 0), ("default", 0), ("mpvg", 1)):
         seen.clear()
-        train_run(settings, scheme, seed, data, lambda done, loss: None)
+        rates.clear()
+        train_and_test(settings, Job(scheme, seed, 4e-3), data, lambda done, loss: None)
         starts[scheme, seed] = seen[0]["first"], seen[0]["batch"]
     for one, two in zip(starts["mpvg", 0], starts["default", 0], strict=True):
         assert torch.equal(one, two)
@@ -195,27 +224,37 @@ def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.equal(one, two)
 
     steps, warmup = 34, 3
-    assert len(seen) == steps
     expected = [
         4e-3 * t / warmup if t < warmup else 2e-3 * (1 + math.cos(math.pi * t / steps)) for t in range(1, steps + 1)
     ]
-    assert [step["lr"] for step in seen] == pytest.approx(expected, abs=1e-9)
+    assert rates == pytest.approx(expected, abs=1e-9)
+    assert len(seen) == steps
     assert {step["smoothing"] for step in seen} == {0.2}
+    assert all(step["training"] for step in seen)
     matrices = 6 * 4 + 2  # qkv, proj, fc1 and fc2 of each block; patches and head
-    assert (0.05, matrices) in seen[0]["groups"]
+    assert (0.05, matrices) in groups
 
 
-def test_a_step_smooths_labels_and_moves_weights() -> None:
+def test_the_loss_has_smoothed_labels() -> None:
     model: Any = timm.create_model("mpvg_vit_nano", img_size=8, in_chans=1)
     images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
     with torch.no_grad():
         log = model.eval()(images).log_softmax(1)
     expected = -(0.8 * log[torch.arange(4), labels] + 0.2 * log.mean(1)).mean().item()
-    before = model.head.weight.detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = training.training_step(model, optimizer, images, labels, label_smoothing=0.2)
-    assert loss == pytest.approx(expected, rel=1e-4)
-    assert not torch.equal(model.head.weight, before)
+    loss = training.training_step(model, images, labels, Recipe(label_smoothing=0.2))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_trainings_have_a_rate(steps: int) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    build_schedule(optimizer, Recipe(lr=1.0), steps=steps)
+    assert optimizer.param_groups[0]["lr"] > 0.1
+
+
+def test_wider_models_have_a_lower_rate() -> None:
+    assert default_lr("mpvg_vit_nano") == pytest.approx(4e-3)
+    assert default_lr("mpvg_deit_tiny_patch16_224") == pytest.approx(1e-3)
 
 
 def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
@@ -233,7 +272,7 @@ def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
     ("epochs", "train", "val", "points"), [(50, 1149, 288, 40), (1, 40_000, 10_000, 5), (2, 3, 3, 5)]
 )
 def test_reading_the_curve_takes_a_small_part_of_the_time(epochs: int, train: int, val: int, points: int) -> None:
-    schedule = Schedule.of(Settings(data="", model="", epochs=epochs, batch_size=64, lr=1.0), train)
+    schedule = Schedule.of(Settings(data="", model="", epochs=epochs, batch_size=64, lrs=(1.0,)), train)
     steps = schedule.curve_steps(val)
     assert len(steps) == min(points, schedule.steps)
     assert {schedule.steps, round(0.8 * schedule.steps)} <= steps
@@ -244,3 +283,140 @@ def test_descriptions_tell_schemes_apart() -> None:
     assert len(set(described.values())) == len(SCHEMES)
     assert "every block but the first" in described["mpvg"]
     assert "block 5" in describe(PositionScheme(last_norm=5), first_block=True)
+
+
+def trial(lr: float, accuracy: float | None, loss: float | None = 1.0) -> dict[str, Any]:
+    return {"scheme": "mpvg", "lr": lr, "val_accuracy": accuracy, "val_loss": loss}
+
+
+def test_the_best_rate_is_that_of_the_best_validation() -> None:
+    assert choose([trial(0.1, 0.5), trial(0.2, 0.7), trial(0.3, 0.6)])["lr"] == 0.2
+    assert choose([trial(0.1, 0.7, 0.9), trial(0.2, 0.7, 0.8)])["lr"] == 0.2
+    assert choose([trial(0.2, 0.7), trial(0.1, 0.7)])["lr"] == 0.1
+    assert choose([trial(0.1, None, None), trial(0.2, 0.1)])["lr"] == 0.2
+    with pytest.raises(NonFiniteLossError, match=r"mpvg is no number with any --lr tried \(0.1, 0.2\)"):
+        choose([trial(0.1, None, None), trial(0.2, None, None)])
+
+
+def test_several_rates(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert compare(dataset, out, "--lr", "1e-9,0.01,1e30", "--json") == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert "[10/10] " in captured.err
+    for entry, shown in zip(summary["lr_trials"]["by_scheme"], summary["schemes"], strict=True):
+        assert [tried["lr"] for tried in entry["tried"]] == [1e-9, 0.01, 1e30]
+        accuracies = [tried["val_accuracy"] for tried in entry["tried"]]
+        assert accuracies[2] is None
+        assert entry["chosen"] == shown["lr"] == choose([{**one, "scheme": ""} for one in entry["tried"]])["lr"]
+        assert entry["at_edge"] == (entry["chosen"] == 1e-9)
+        assert all(run["lr"] == entry["chosen"] for run in shown["runs"])
+    assert sorted(path.name for path in (out / "trials").iterdir())[0] == "default-lr0.01.json"
+    assert all("accuracy" not in json.loads(path.read_text()) for path in (out / "trials").iterdir())
+    assert any("the best of 1e-09, 0.01, 1e+30 on the validation split of seed 0" in note for note in summary["notes"])
+    # a seed is added without another trial, and a trial that was lost is done again with the same outcome
+    lost = out / "trials" / "default-lr0.01.json"
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    assert compare(dataset, out, "--lr", "0.01,1e-9,1e30", "--seeds", "3") == 0
+    printed = capsys.readouterr().out
+    assert "5 of 6 trials of learning rates had finished" in printed
+    assert "4 of 6 runs had finished" in printed
+    timeless = (
+        {key: value for key, value in one.items() if key != "seconds"} for one in (before, json.loads(lost.read_text()))
+    )
+    assert next(timeless) == next(timeless)
+    assert compare(dataset, out, "--lr", "0.01") == 2
+    assert "lr [1e-09, 0.01, 1e+30] there, [0.01] here" in capsys.readouterr().err
+
+
+def test_trials_never_see_the_test_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = load_data(save(tmp_path / "set.npz"))
+    seen: list[Any] = []
+
+    def spy(split: Split, device: str = "cpu") -> Any:
+        seen.append(split.images.tobytes())
+        return to_tensors(split, device)
+
+    monkeypatch.setattr(training, "to_tensors", spy)
+    settings = Settings(data="", model="mpvg_vit_nano", epochs=1, batch_size=8, lrs=(1e-3, 1e-2))
+    training.try_rate(settings, Job("mpvg", 0, 1e-3, trial=True), data, lambda done, loss: None)
+    assert data.test.images.tobytes() not in seen
+    train_and_test(settings, Job("mpvg", 0, 1e-3), data, lambda done, loss: None)
+    assert seen.count(data.test.images.tobytes()) == 1
+
+
+def test_a_dry_run_writes_nothing(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert compare(dataset, out, "--lr", "0.01,0.001", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall("^(trial|run) ", printed, re.MULTILINE)) == 8
+    assert "8 to do, about " in printed
+    assert not out.exists()
+    assert compare(dataset, out) == 0
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert compare(dataset, out, "--seeds", "3", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [run["finished"] for run in plan["runs"]] == [True] * 4 + [False] * 2
+    left = [run["seconds"] for run in plan["runs"] if not run["finished"]]
+    assert plan["seconds"] == pytest.approx(sum(left), abs=0.2)  # one worker
+    assert compare(dataset, out, "--epochs", "9", "--dry-run") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert compare(dataset, out, "--epochs", "9", "--dry-run", "--overwrite", "--json") == 0
+    assert not any(run["finished"] for run in json.loads(capsys.readouterr().out)["runs"])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == files
+
+
+def test_images_of_mixed_sizes_are_resized_to_the_models_own(tmp_path: Path, capsys: Any) -> None:
+    root = tree(tmp_path / "set")
+    Image.new("RGB", (40, 20)).save(root / "train" / "dog" / "wide.png")
+    assert compare(str(root), tmp_path / "out", "--json", "--seeds", "1", "--epochs", "1") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["data"]["image_size"] == [32, 32]
+    assert "2 sizes" in summary["data"]["note"]
+
+
+def test_bad_images_can_be_left_out(tmp_path: Path, capsys: Any) -> None:
+    root = tree(tmp_path / "set")
+    (root / "train" / "dog" / "1.png").write_bytes(b"")
+    options = ["--seeds", "1", "--epochs", "1", "--json"]
+    assert compare(str(root), tmp_path / "out", *options) == 2
+    assert re.search(r"dog/1\.png.*--skip-bad-images", capsys.readouterr().err)
+    assert compare(str(root), tmp_path / "out", *options, "--skip-bad-images") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["data"]["skipped"]) == 1
+    assert "--skip-bad-images" in summary["command"]
+    assert any("Left out as unreadable: 1 images" in note for note in summary["notes"])
+    assert summary["data"]["class_counts"] == {"train": [4, 3], "test": [4, 4]}
+
+
+def test_imbalance_is_told(tmp_path: Path, capsys: Any) -> None:
+    labels = np.array([0] * 16 + [1] * 6 + [2] * 2)
+    assert compare(save(tmp_path / "set.npz", train_labels=labels), tmp_path / "out", "--seeds", "1") == 0
+    assert (
+        "imbalanced, 2 to 16 training images each: always answering '0' would have 33.33 %" in capsys.readouterr().out
+    )
+
+
+def test_confusions_are_counted_by_true_class() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 1, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 1, 0, 2]), 3).float() * 9
+
+    class Fixed(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return logits[images[:, 0, 0, 0].long()]
+
+    pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None]
+    plain = Preprocessing((1, 1), 1, (0.0,), (1 / 255,))
+    outcome = evaluate(Fixed(), plain, pixels, labels)
+    assert outcome.accuracy == pytest.approx(4 / 6)
+    assert outcome.confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
+    run = {"seed": 0, "val_accuracy": 0.5, "accuracy": 4 / 6, "confusion": [[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 2]]}
+    better = {**run, "seed": 1, "val_accuracy": 0.6, "accuracy": 0.1}
+    assert balanced_accuracy(run, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    best = best_run([run, better, {**run, "seed": 2, "val_accuracy": 0.6}], ("a", "b", "c"))
+    assert best["seed"] == 1
+    assert best["per_class"][1] == {"name": "b", "images": 3, "accuracy": 2 / 3}
+    assert best["per_class"][2]["accuracy"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,10 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import timm
-
-import mpvg
-from mpvg.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,36 +17,12 @@ ROOT = Path(__file__).parents[1]
 def test_import_leaves_the_extras_alone() -> None:
     code = (
         "import sys, timm; before = set(sys.modules); import mpvg; "
-        "heavy = {'lightning', 'matplotlib', 'sklearn', 'transformers', 'rich', 'jinja2', 'scipy'}; "
+        "heavy = {'lightning', 'jsonargparse', 'matplotlib', 'sklearn', 'transformers', 'rich', 'jinja2', 'scipy'}; "
         "print(sorted(heavy & set(sys.modules)), sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split("] ")[0] == "["
     assert "'mpvg'" in printed
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"mpvg {mpvg.__version__}\n"
-
-
-def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--json"]) == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert list(listed) == timm.list_models("mpvg_*")
-    assert listed["mpvg_deit_tiny_patch16_224"]["parameters"]["mpvg"] == 5_721_640
-    assert set(listed["mpvg_vit_nano"]["parameters"]) == set(mpvg.SCHEMES)
-    assert main(["models"]) == 0
-    assert "5,721,640" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])
-def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 0
-    assert "mpvg" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -9,60 +9,77 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpvg.compare.runner import Event, Job
+from mpvg.compare.rates import Job
+from mpvg.compare.runner import Event
+from mpvg.console import progress_bar, say
 
 
 class Watcher:
-    """Shows the progress of `total` runs: a live bar in a terminal, a line a run elsewhere."""
+    """Shows the progress of jobs: a live bar in a terminal, a line a job elsewhere."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.total = total
+        self.total = 0
         self.finished = 0
         self.done: dict[Job, float] = {}
         self.started = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("runs,"),
-            TimeElapsedColumn(),
-            TextColumn("so far,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("comparing", total=total)
+        self.progress = progress_bar(console, "runs")
+        self.task = self.progress.add_task("comparing", total=None)
 
     @contextmanager
     def live(self) -> Iterator[Watcher]:
         with self.progress:
             yield self
 
+    def expect(self, jobs: int) -> None:
+        """Expect so many jobs more."""
+        self.total = self.finished + jobs
+        self.progress.update(self.task, total=self.total)
+
     def __call__(self, event: Event) -> None:
         self.done[event.job] = max(event.done, self.done.get(event.job, 0.0))
         done = sum(self.done.values())
-        description = f"{event.job.scheme}, seed {event.job.seed}"
         if event.record is None:
-            self.progress.update(
-                self.task, completed=round(done, 2), description=f"{description}: loss {event.loss:.3f}"
-            )
+            self.progress.update(self.task, completed=round(done, 2), description=f"{event.job}: loss {event.loss:.3f}")
             return
         self.finished += 1
         elapsed = time.monotonic() - self.started
         left = elapsed / done * (self.total - done)
         self.progress.update(self.task, completed=round(done, 2))
-        self.console.print(
-            f"[{self.finished:>{len(str(self.total))}}/{self.total}] {description}: "
-            f"{100 * event.record['accuracy']:.2f} % in {event.record['seconds']:.0f} s"
+        say(
+            self.console,
+            f"[{self.finished:>{len(str(self.total))}}/{self.total}] {event.job}: "
+            f"{_outcome(event.record)} in {event.record['seconds']:.0f} s"
             + (f", about {_duration(left)} left" if self.finished < self.total else ""),
-            highlight=False,
-            markup=False,
         )
+
+
+def _outcome(record: dict[str, Any]) -> str:
+    if not record["trial"]:
+        return f"{100 * record['accuracy']:.2f} %"
+    accuracy = record["val_accuracy"]
+    return "diverged" if accuracy is None else f"{100 * accuracy:.2f} % on validation"
+
+
+def print_plan(console: Console, plan: dict[str, Any]) -> None:
+    """Print what a comparison would do."""
+    say(console, f"{plan['model']} on {plan['data']}. {plan['note']}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "scheme", "seed", "lr", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("", "scheme") else "right")
+    for run in plan["runs"]:
+        rate = "to be chosen" if run["lr"] is None else f"{run['lr']:g}"
+        seconds = "finished" if run["finished"] else f"{run['seconds']:.1f}"
+        table.add_row("trial" if run["trial"] else "run", escape(run["scheme"]), str(run["seed"]), rate, seconds)
+    console.print(table)
+    left = sum(not run["finished"] for run in plan["runs"])
+    say(
+        console,
+        f"{left} to do, about {_duration(plan['seconds'])} with {plan['workers']} workers on {plan['device']} (their "
+        "start not counted). Nothing was written: leave out --dry-run to begin.",
+    )
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
@@ -85,15 +102,14 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         )
     console.print(table)
     for note in summary["notes"]:
-        console.print(f"- {note}", highlight=False, markup=False)
-    console.print(
+        say(console, f"- {note}")
+    say(
+        console,
         "* Points of validation accuracy gained over the last fifth of the steps; converged means less than 0.5.",
-        highlight=False,
-        markup=False,
     )
     late = [entry["scheme"] for entry in summary["schemes"] if not entry["converged"]]
     if late:
-        console.print(f"! Not converged: {', '.join(late)}. Raise --epochs.", highlight=False, markup=False)
+        say(console, f"! Not converged: {', '.join(late)}. Raise --epochs.")
 
 
 def _title(summary: dict[str, Any]) -> str:

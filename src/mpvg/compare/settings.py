@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from mpvg.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -15,26 +17,25 @@ class Settings:
         model: Registered model.
         epochs: Passes over the training images.
         batch_size: Images a step.
-        lr: Peak learning rate of AdamW.
-        weight_decay: For matrices only; norms, biases and position tables have none.
-        warmup: Part of the steps with a linear warm-up; cosine to zero follows.
-        label_smoothing: Of the cross-entropy.
-        shift: Largest random shift of a training image, as a part of its side, in whole pixels (none below 10).
+        lrs: Peak learning rates. Of several, each scheme takes the best on the validation split of seed 0.
+        recipe: How to train, apart from the rate.
         val_fraction: Part of train that becomes the validation split where the source has none.
         img_size: Side to resize images to, in pixels; None keeps their size.
+        skip_bad_images: Leave out images that cannot be read.
     """
 
     data: str
     model: str
     epochs: int
     batch_size: int
-    lr: float
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    label_smoothing: float = 0.1
-    shift: float = 0.1
+    lrs: tuple[float, ...]
+    recipe: Recipe = field(default_factory=Recipe)
     val_fraction: float = 0.2
     img_size: int | None = None
+    skip_bad_images: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return all settings in one level of JSON-able values."""
+        settings = asdict(self)
+        lr = list(settings.pop("lrs"))
+        return {**settings.pop("recipe"), **settings, "lr": lr}

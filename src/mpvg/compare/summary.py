@@ -17,7 +17,8 @@ import torch
 
 import mpvg
 from mpvg.compare.settings import Settings
-from mpvg.data.sources import ImageData
+from mpvg.data.remarks import remarks
+from mpvg.data.splits import ImageData
 from mpvg.scheme import PositionScheme
 from mpvg.stats import paired_difference, student_interval, verdict
 
@@ -31,8 +32,10 @@ def versions() -> dict[str, str]:
     return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
 
 
-def hardware() -> str:
-    """Return the processor's name, its number of cores and the threads that this process computes with."""
+def hardware(device: str) -> str:
+    """Return the GPU's name, or the processor's, its cores and the threads that this process computes with."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -67,7 +70,40 @@ def has_converged(runs: Sequence[Run]) -> bool:
     return long_enough and fmean(rise_over_last_fifth(run) for run in runs) < CONVERGED_BELOW
 
 
-def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs: Sequence[Run], command: str) -> Any:
+def best_run(runs: Sequence[Run], classes: Sequence[str]) -> dict[str, Any]:
+    """Return where the run of the highest validation accuracy errs on the test split, JSON-able."""
+    best = max(runs, key=lambda run: (run["val_accuracy"], -run["seed"]))
+    return {
+        **{key: best[key] for key in ("seed", "val_accuracy", "accuracy", "confusion")},
+        "per_class": [
+            {"name": name, "images": images, "accuracy": right / images if images else None}
+            for name, (right, images) in zip(classes, _right_of_all(best, len(classes)), strict=True)
+        ],
+    }
+
+
+def _right_of_all(run: Run, classes: int) -> list[tuple[int, int]]:
+    """Return (images told right, images) for each true class."""
+    counted = [(0, 0)] * classes
+    for true, predicted, count in run["confusion"]:
+        right, images = counted[true]
+        counted[true] = (right + count * (true == predicted), images + count)
+    return counted
+
+
+def balanced_accuracy(run: Run, classes: int) -> float:
+    """Return the mean of the accuracies of the classes that have test images."""
+    return fmean(right / images for right, images in _right_of_all(run, classes) if images)
+
+
+def summarise(
+    settings: Settings,
+    data: ImageData,
+    schemes: Sequence[str],
+    runs: Sequence[Run],
+    lr_trials: Mapping[str, Any] | None,
+    command: str,
+) -> dict[str, Any]:
     """Return the JSON-able summary of finished runs.
 
     Args:
@@ -75,6 +111,7 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
         data: The images, for their counts and names.
         schemes: Schemes in the order shown; differences are to the first.
         runs: One record a scheme and seed.
+        lr_trials: What was tried to choose learning rates.
         command: What reproduces the comparison.
 
     Returns:
@@ -83,44 +120,27 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
     by_scheme = {name: sorted((r for r in runs if r["scheme"] == name), key=lambda r: r["seed"]) for name in schemes}
     reference = [run["accuracy"] for run in by_scheme[schemes[0]]]
     entries = []
-    for name in schemes:
-        accuracies = [run["accuracy"] for run in by_scheme[name]]
-        interval = student_interval(accuracies)
+    for name, of_scheme in by_scheme.items():
+        accuracies = [run["accuracy"] for run in of_scheme]
         difference = None
         if name != schemes[0]:
             paired = paired_difference(accuracies, reference)
             difference = {**paired._asdict(), "verdict": verdict(paired, schemes[0])}
-        rise = fmean(rise_over_last_fifth(run) for run in by_scheme[name])
         entries.append(
             {
                 "scheme": name,
-                "description": describe(PositionScheme.parse(name), first_block=by_scheme[name][0]["first_block"]),
-                "parameters": by_scheme[name][0]["parameters"],
-                **interval._asdict(),
+                "description": describe(PositionScheme.parse(name), first_block=of_scheme[0]["first_block"]),
+                "parameters": of_scheme[0]["parameters"],
+                "lr": of_scheme[0]["lr"],
+                **student_interval(accuracies)._asdict(),
                 "difference": difference,
-                "rise": rise,
-                "converged": has_converged(by_scheme[name]),
-                "runs": by_scheme[name],
+                "balanced_accuracy": fmean(balanced_accuracy(run, len(data.classes)) for run in of_scheme),
+                "best": best_run(of_scheme, data.classes),
+                "rise": fmean(map(rise_over_last_fifth, of_scheme)),
+                "converged": has_converged(of_scheme),
+                "runs": [{key: value for key, value in run.items() if key != "confusion"} for run in of_scheme],
             }
         )
-    seeds = len(reference)
-    notes = []
-    if len(schemes) > 1:
-        notes.append(
-            f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
-            "images, their shifts and the initial values of the parameters they have in common."
-        )
-    if seeds > 1:
-        notes = [
-            f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} seeds.",
-            *notes,
-            "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
-            "Intervals are not adjusted for several comparisons.",
-        ]
-    else:
-        notes = ["Accuracy on the test split, read once a run; one seed, so no intervals.", *notes]
-    if any(run["versions"] != runs[0]["versions"] for run in runs):
-        notes.append("The runs are of different versions of the software: see results.csv.")
     return {
         "command": command,
         "data": {
@@ -131,6 +151,8 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
             "image_size": list(data.image_size),
             "channels": data.channels,
             "classes": list(data.classes),
+            "class_counts": {"train": list(data.class_counts), "test": _counts(data)},
+            "skipped": list(data.skipped),
             "note": data.note,
         },
         "model": settings.model,
@@ -138,18 +160,63 @@ def summarise(settings: Settings, data: ImageData, schemes: Sequence[str], runs:
         "versions": runs[0]["versions"],
         "hardware": runs[0]["hardware"],
         "seconds": sum(run["seconds"] for run in runs),
+        "lr_trials": lr_trials,
         "schemes": entries,
-        "notes": notes,
+        "notes": _notes(settings, data, schemes, runs, lr_trials),
     }
+
+
+def _counts(data: ImageData) -> list[int]:
+    return numpy.bincount(data.test.labels, minlength=len(data.classes)).tolist()
+
+
+def _notes(
+    settings: Settings,
+    data: ImageData,
+    schemes: Sequence[str],
+    runs: Sequence[Run],
+    lr_trials: Mapping[str, Any] | None,
+) -> list[str]:
+    """Say what must be known to read the results."""
+    seeds = len(runs) // len(schemes)
+    notes = ["Accuracy on the test split, read once a run; one seed, so no intervals."]
+    if seeds > 1:
+        notes = [f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} seeds."]
+    if len(schemes) > 1:
+        notes.append(
+            f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
+            "images, their shifts and the initial values of the parameters they have in common."
+        )
+    if seeds > 1:
+        notes += [
+            "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
+            "Intervals are not adjusted for several comparisons.",
+        ]
+    part = f"{100 * settings.val_fraction:g} % of train, drawn by seed"
+    source = part if data.val is None else "the source's own"
+    notes.append(f"Validation split: {runs[0]['val_images']} images, {source}.")
+    if lr_trials is not None:
+        edge = [entry["scheme"] for entry in lr_trials["by_scheme"] if entry["at_edge"]]
+        notes.append(
+            f"Learning rate of each scheme: the best of {', '.join(f'{lr:g}' for lr in sorted(settings.lrs))} on the "
+            f"validation split of seed {lr_trials['seed']}."
+            + (f" At the edge of those tried for {', '.join(edge)}: try wider ones." if edge else "")
+        )
+    notes += remarks(data)
+    if any(run["versions"] != runs[0]["versions"] for run in runs):
+        notes.append("The runs are of different versions of the software: see results.csv.")
+    return notes
 
 
 def results_csv(settings: Settings, runs: Sequence[Run]) -> str:
     """Return one row a run: outcome, settings, versions, hardware, seconds."""
-    columns = ("scheme", "seed", "accuracy", "loss", "parameters", "steps")
+    columns = ("scheme", "seed", "lr", "accuracy", "loss", "val_accuracy", "parameters", "steps")
+    shared = {key: value for key, value in settings.as_dict().items() if key != "lr"}
     rows = [
         {
             **{column: run[column] for column in columns},
-            **settings.as_dict(),
+            **shared,
+            "lr_tried": " ".join(map(repr, settings.lrs)),
             **run["versions"],
             "hardware": run["hardware"],
             "seconds": round(run["seconds"], 1),

@@ -1,36 +1,28 @@
-"""One run: a model under one scheme and one seed, trained, watched on the validation split, tested once."""
+"""One run: a model under one scheme, seed and learning rate, trained, watched on the validation split, tested once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mpvg.analysis.record import correlation_by_block
+from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
-from mpvg.data.batches import Pixels, epoch_batches
+from mpvg.data.batches import epoch_batches
+from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, split_validation
-
-_EVAL_BATCH = 512
+from mpvg.errors import NonFiniteLossError
+from mpvg.train.build import model_arguments
+from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, training_step
 
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
-
-
-class RunError(RuntimeError):
-    """A run failed; runs that finished before are kept."""
-
-
-class NonFiniteLossError(RunError):
-    """The loss of a run is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -52,116 +44,171 @@ class Schedule:
         return cls(train_images // batch_size * settings.epochs, batch_size)
 
 
-def build_model(settings: Settings, scheme: str, data: ImageData, **placement: Any) -> Any:
+class Outcome(NamedTuple):
+    """What a model does with a split."""
+
+    accuracy: float
+    loss: float
+    confusion: Tensor  # images by (true class, predicted class)
+
+
+class Trained(NamedTuple):
+    """A model at the end of its training."""
+
+    model: Any
+    preprocessing: Preprocessing
+    schedule: Schedule
+    train_images: int
+    val_images: int
+    val: Outcome
+    curve: dict[str, list[float]]
+
+
+def build_model(settings: Settings, scheme: str, data: ImageData) -> Any:
     """Create the model for the data's size, channels and classes."""
-    return timm.create_model(
-        settings.model,
-        scheme=scheme,
-        img_size=data.image_size,
-        in_chans=data.channels,
-        num_classes=len(data.classes),
-        **placement,
-    )
+    arguments = model_arguments(data.image_size, data.channels, len(data.classes))
+    return timm.create_model(settings.model, scheme=scheme, **arguments)
 
 
-def train_run(settings: Settings, scheme: str, seed: int, data: ImageData, report: Progress) -> dict[str, Any]:
-    """Train and test one scheme with one seed.
+def train_and_test(
+    settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu"
+) -> dict[str, Any]:
+    """Train one scheme with one seed and test it.
 
     The split, the order of batches, the shifts and the initial value of every parameter that schemes share depend on
     the seed alone, so that differences between schemes of one seed are paired.
 
     Args:
         settings: The configuration.
-        scheme: Name or text of the scheme.
-        seed: The run's seed.
+        job: Scheme, seed and learning rate.
         data: The images.
         report: Called about a hundred times.
+        device: Where to compute.
 
     Returns:
-        A JSON-able record: accuracy and loss on the test split, the learning curve, correlations by depth, counts.
+        A JSON-able record: what came out on the test split, the learning curve, correlations by depth, counts.
 
     Raises:
         NonFiniteLossError: The training loss is NaN or infinite.
     """
     started = time.perf_counter()
-    train, val = split_validation(data, fraction=settings.val_fraction, seed=seed)
-    pixels = Pixels(train)
-    images, labels = pixels(train)
-    val_images, val_labels = pixels(val)
-    torch.manual_seed(seed)
-    model = build_model(settings, scheme, data)
+    trained = train(settings, job, data, report, device=device)
+    model, preprocessing = trained.model, trained.preprocessing
+    pixels, labels = to_tensors(data.test, device)
+    test = evaluate(model, preprocessing, pixels, labels)
+    shown = torch.linspace(0, len(pixels) - 1, min(len(pixels), eval_batch_size(preprocessing.size))).long()
+    correlations = correlation_by_block(model.eval(), preprocessing(pixels[shown]))  # spread: files come by class
+    return {
+        **job._asdict(),
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "val_accuracy": trained.val.accuracy,
+        "confusion": _nonzero(test.confusion),
+        "first_block": model.plan.blocks[0] is not None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": trained.schedule.steps,
+        "train_images": trained.train_images,
+        "val_images": trained.val_images,
+        "seconds": time.perf_counter() - started,
+        "curve": trained.curve,
+        "correlation": {"block": list(correlations), "value": list(correlations.values())} if correlations else None,
+    }
+
+
+def try_rate(settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu") -> dict[str, Any]:
+    """Train one scheme with one learning rate and read the validation split; the test split is not touched.
+
+    Args:
+        settings: The configuration.
+        job: Scheme, seed and learning rate.
+        data: The images.
+        report: Called about a hundred times.
+        device: Where to compute.
+
+    Returns:
+        A JSON-able record; its accuracy and loss are None where the training loss became NaN or infinite.
+    """
+    started = time.perf_counter()
+    try:
+        val = train(settings, job, data, report, device=device).val
+        found: dict[str, float | None] = {"val_accuracy": val.accuracy, "val_loss": val.loss}
+    except NonFiniteLossError:
+        found = {"val_accuracy": None, "val_loss": None}
+    return {**job._asdict(), **found, "seconds": time.perf_counter() - started}
+
+
+def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu") -> Trained:
+    """Train one scheme with one seed and learning rate.
+
+    Args:
+        settings: The configuration.
+        job: Scheme, seed and learning rate.
+        data: The images, of which the test split is not used.
+        report: Called about a hundred times.
+        device: Where to compute.
+
+    Returns:
+        The model and what was seen of it on the way.
+
+    Raises:
+        NonFiniteLossError: The training loss is NaN or infinite.
+    """
+    assert job.lr is not None
+    recipe = replace(settings.recipe, lr=job.lr)
+    train, val = split_validation(data, fraction=settings.val_fraction, seed=job.seed)
+    preprocessing = Preprocessing.of(train)
+    pixels, labels = to_tensors(train, device)
+    val_pixels, val_labels = to_tensors(val, device)
+    torch.manual_seed(job.seed)
+    model = build_model(settings, job.scheme, data).to(device)
     schedule = Schedule.of(settings, len(train))
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    warmup = round(settings.warmup * schedule.steps)
-    lr = CosineLRScheduler(
-        optimizer, t_initial=schedule.steps, warmup_t=warmup, warmup_lr_init=0.0, warmup_prefix=False, t_in_epochs=False
-    )
+    optimizer = build_optimizer(model, recipe)
+    rate = build_schedule(optimizer, recipe, steps=schedule.steps)
     curve: dict[str, list[float]] = {"step": [], "train_loss": [], "val_accuracy": []}
     points = schedule.curve_steps(len(val))
     losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
         for batch, target in epoch_batches(
-            images,
+            pixels,
             labels,
             batch_size=schedule.batch_size,
-            shift=int(settings.shift * min(data.image_size)),
-            seed=seed,
+            shift=int(recipe.shift * min(data.image_size)),
+            seed=job.seed,
             epoch=epoch,
         ):
-            lr.step_update(step + 1)
-            loss = training_step(model, optimizer, batch, target, label_smoothing=settings.label_smoothing)
-            losses.append(loss)
+            loss = training_step(model.train(), preprocessing(batch), target, recipe)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
             step += 1
-            if not isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of {scheme}, seed {seed}, is {loss} at epoch {epoch}, step {step}: lower --lr "
-                    f"(it is {settings.lr:g})."
-                )
+            rate.step_update(step + 1)
+            losses.append(loss.item())
+            check_loss(losses[-1], what=str(job), epoch=epoch, step=step, lr=job.lr)
             if step in points:
-                accuracy, _ = evaluate(model, val_images, val_labels)
+                outcome = evaluate(model, preprocessing, val_pixels, val_labels)
                 curve["step"].append(step)
                 curve["train_loss"].append(sum(losses) / len(losses))
-                curve["val_accuracy"].append(accuracy)
+                curve["val_accuracy"].append(outcome.accuracy)
                 losses.clear()
             if step % max(schedule.steps // 100, 1) == 0:
-                report(step / schedule.steps, loss)
-    test_images, test_labels = pixels(data.test)
-    accuracy, test_loss = evaluate(model, test_images, test_labels)
-    spread = torch.linspace(0, len(test_images) - 1, min(len(test_images), _EVAL_BATCH)).long()  # files come by class
-    correlations = correlation_by_block(model.eval(), test_images[spread])
-    return {
-        "scheme": scheme,
-        "seed": seed,
-        "accuracy": accuracy,
-        "loss": test_loss,
-        "first_block": model.plan.blocks[0] is not None,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": schedule.steps,
-        "train_images": len(train),
-        "val_images": len(val),
-        "seconds": time.perf_counter() - started,
-        "curve": curve,
-        "correlation": {"block": list(correlations), "value": list(correlations.values())} if correlations else None,
-    }
-
-
-def training_step(
-    model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, label_smoothing: float
-) -> float:
-    """Take one optimiser step and return the loss before it."""
-    model.train()
-    loss = cross_entropy(model(images), labels, label_smoothing=label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+                report(step / schedule.steps, loss.item())
+    return Trained(model, preprocessing, schedule, len(train), len(val), outcome, curve)
 
 
 @torch.inference_mode()
-def evaluate(model: Any, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy in eval mode."""
+def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: Tensor) -> Outcome:
+    """Return accuracy, mean cross-entropy and confusions in eval mode."""
     model.eval()
-    logits = torch.cat([model(batch) for batch in images.split(_EVAL_BATCH)])
-    accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
-    return accuracy, cross_entropy(logits.double(), labels).item()
+    batches = pixels.split(eval_batch_size(preprocessing.size))
+    logits = torch.cat([model(preprocessing(batch)) for batch in batches]).double()
+    classes = logits.shape[1]
+    confusion = (labels * classes + logits.argmax(dim=1)).bincount(minlength=classes**2).view(classes, classes)
+    accuracy = confusion.diagonal().sum().item() / len(labels)
+    return Outcome(accuracy, cross_entropy(logits, labels).item(), confusion)
+
+
+def _nonzero(confusion: Tensor) -> list[list[int]]:
+    """Return [true class, predicted class, images] where there are images."""
+    cells = confusion.nonzero()
+    return torch.cat([cells, confusion[cells[:, 0], cells[:, 1], None]], dim=1).tolist()

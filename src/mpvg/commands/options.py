@@ -1,0 +1,54 @@
+"""Option values that are checked as they are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from mpvg.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors that are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1 to 999999")
+    return int(text)
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Return one or more learning rates, ascending, of "0.001,0.002"."""
+    return tuple(sorted({_number(part, 0, float("inf"), "a number above 0") for part in text.split(",")}))
+
+
+def part(text: str) -> float:
+    return _number(text, 0, 1, "a part between 0 and 1")
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = low
+    if not low < number < high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
+
+
+def device(text: str) -> str:
+    """Return a device that is there; "auto" is the first GPU, or else the processor."""
+    import torch
+
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    if text != "cpu" and int(text.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text!r} is not on this machine, which has {torch.cuda.device_count()} GPUs")
+    return text

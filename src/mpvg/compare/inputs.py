@@ -1,0 +1,38 @@
+"""The images and schemes of a comparison, checked before anything is computed or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mpvg.compare.settings import Settings
+from mpvg.data.sources import ImageData, load_data
+from mpvg.errors import UserError
+from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
+
+
+def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[list[str], ImageData]:
+    """Return the schemes' canonical names and the images.
+
+    Args:
+        settings: The configuration.
+        schemes: Names or texts of schemes.
+
+    Raises:
+        UserError: A scheme, the model or the images cannot be used.
+    """
+    names = [check_scheme(scheme) for scheme in schemes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--schemes names {twice!r} twice: leave one out.")
+    check_name(settings.model)
+    if settings.img_size:  # before images are resized to no purpose
+        check_build(settings.model, names[0], model_arguments((settings.img_size, settings.img_size), 3, 2))
+    data = load_data(
+        settings.data,
+        img_size=settings.img_size,
+        mixed_size=own_size(settings.model),
+        skip_bad_images=settings.skip_bad_images,
+    )
+    for name in names:
+        check_build(settings.model, name, model_arguments(data.image_size, data.channels, len(data.classes)))
+    return names, data

@@ -1,0 +1,139 @@
+"""What a comparison would do and about how long it would take: `mpvg compare --dry-run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpvg.compare.folder import RunFolder
+from mpvg.compare.inputs import load_inputs
+from mpvg.compare.rates import Job, chosen_rates, trials
+from mpvg.compare.settings import Settings
+from mpvg.compare.training import Schedule, build_model, evaluate
+from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
+from mpvg.data.sources import ImageData, split_validation
+from mpvg.train.recipe import Recipe, build_optimizer, training_step
+
+_REPETITIONS = 5
+
+
+def plan(
+    settings: Settings,
+    schemes: Sequence[str],
+    *,
+    seeds: int,
+    out: Path,
+    workers: int,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Say what `compare` would do with the same arguments; nothing is written.
+
+    Args:
+        settings: Data, model and training.
+        schemes: Names or texts of schemes.
+        seeds: Number of seeds.
+        out: The folder, whose finished runs are not done again.
+        workers: Processes.
+        device: Where they would compute.
+        overwrite: Whether the runs in a folder of another configuration would go.
+
+    Returns:
+        Each trial and run with its estimated seconds, and the seconds of all that is left to do, JSON-able.
+
+    Raises:
+        UserError: Bad input.
+    """
+    names, data = load_inputs(settings, schemes)
+    folder = RunFolder(out, settings, data)
+    if not overwrite:
+        folder.refuse_changes()
+    anew = bool(folder.changes())
+    estimates = {name: seconds_of(settings, name, data, device=device) for name in names}
+    tried = trials(names, settings)
+    finished = [record for record in map(folder.finished, tried) if record is not None and not anew]
+    rates = chosen_rates(names, settings, finished) if len(finished) == len(tried) else dict.fromkeys(names)
+    jobs = tried + [Job(name, seed, rates[name]) for seed in range(seeds) for name in names]
+    runs = [
+        {
+            **job._asdict(),
+            "finished": not anew and job.lr is not None and folder.finished(job) is not None,
+            "seconds": round(estimates[job.scheme], 1),
+        }
+        for job in jobs
+    ]
+    left = [estimates[job.scheme] for job, run in zip(jobs, runs, strict=True) if not run["finished"]]
+    return {
+        "model": settings.model,
+        "data": data.name,
+        "note": data.note,
+        "settings": settings.as_dict(),
+        "device": device,
+        "workers": workers,
+        "runs": runs,
+        "seconds": round(_seconds_of_all(left, workers), 1),
+    }
+
+
+def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str) -> float:
+    """Return about how many seconds one run of a scheme takes in one worker, from a few of its steps.
+
+    Args:
+        settings: The configuration.
+        scheme: The scheme.
+        data: The images.
+        device: Where the workers would compute.
+
+    Returns:
+        Seconds of training, of reading the validation curve and of the test.
+    """
+    train, val = split_validation(data, fraction=settings.val_fraction, seed=0)
+    preprocessing = Preprocessing.of(train)
+    schedule = Schedule.of(settings, len(train))
+    recipe = Recipe(lr=1e-6)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has
+    try:
+        model = build_model(settings, scheme, data).to(device)
+        optimizer = build_optimizer(model, recipe)
+        pixels, labels = to_tensors(train.take(np.arange(schedule.batch_size)), device)
+
+        def step() -> None:
+            loss = training_step(model.train(), preprocessing(pixels), labels, recipe)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+        a_step = _timed(step)
+        seen = min(eval_batch_size(preprocessing.size), len(data.test))
+        pixels, labels = to_tensors(data.test.take(np.arange(seen)), device)
+        an_image = _timed(lambda: evaluate(model, preprocessing, pixels, labels)) / seen
+    finally:
+        torch.set_num_threads(threads)
+    evaluated = len(schedule.curve_steps(len(val))) * len(val) + 2 * len(data.test)
+    return schedule.steps * a_step + evaluated * an_image
+
+
+def _timed(do: Callable[[], object]) -> float:
+    do()
+    seconds = []
+    for _ in range(_REPETITIONS):
+        started = time.perf_counter()
+        do()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def _seconds_of_all(seconds: Sequence[float], workers: int) -> float:
+    """Return when the last of several workers ends that each take the next job when they are free."""
+    busy = [0.0] * workers
+    for job in seconds:
+        busy[busy.index(min(busy))] += job
+    return max(busy)

@@ -1,0 +1,114 @@
+"""The folder that a command writes to: held by one process, and by one configuration."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mpvg.errors import UserError
+from mpvg.files import write_atomically
+
+
+def source_name(source: str) -> str:
+    """Return a source of images as a part of a folder's name."""
+    return re.sub(r"[^\w.]+", "-", Path(source).stem)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing, against a second process; the system lets go even if this one is killed.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be used.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be used ({error}): name another folder.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"--out {path} is in use by another mpvg process: wait, or name another folder.") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+class OutFolder:
+    """An output folder with the configuration of what is in it.
+
+    Args:
+        path: The folder.
+        configuration: JSON-able; where it is printed, settings go by its keys.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
+        self.path = path
+        self.configuration = configuration
+        self.file = path / "config.json"
+
+    def changes(self) -> list[str]:
+        """Return in words how the configuration in the folder differs from this one; writes nothing.
+
+        Raises:
+            UserError: The folder holds something else, or cannot be read.
+        """
+        try:
+            if not self.file.exists():
+                names = os.listdir(self.path) if self.path.exists() else []
+                if any(name[0] != "." for name in names):  # a process that was killed may leave .config.json.123
+                    raise UserError(f"--out {self.path} holds other files and no results: name a new or empty folder.")
+                return []
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
+        if not isinstance(found, dict):
+            return ["its config.json is damaged"]
+        return [
+            f"{key} {found.get(key)!r} there, {value!r} here"
+            for key, value in self.configuration.items()
+            if found.get(key) != value and key != "data"  # the same images under another path are the same data
+        ]
+
+    def refuse_changes(self) -> None:
+        """Raise UserError where the folder holds another configuration."""
+        changed = self.changes()
+        if changed:
+            raise UserError(
+                f"--out {self.path} is of another configuration ({'; '.join(changed)}): name another folder, or begin "
+                "anew with --overwrite."
+            )
+
+    def begin(self, *, overwrite: bool, results: tuple[str, ...]) -> None:
+        """Make the folder ready for this configuration.
+
+        Args:
+            overwrite: Remove the results of another configuration.
+            results: Patterns of the files which those are.
+
+        Raises:
+            UserError: The folder holds something else, or cannot be written.
+        """
+        if not overwrite:
+            self.refuse_changes()
+        try:
+            for pattern in results if self.changes() else ():
+                for file in self.path.glob(pattern):
+                    file.unlink()
+            write_atomically(self.file, json.dumps(self.configuration, indent=2))
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error

@@ -1,0 +1,67 @@
+"""A registered model for given images, or one line on why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+
+from mpvg.errors import UserError, nearest
+from mpvg.scheme import PositionScheme
+
+MOST_TOKENS = 4096  # attention is quadratic in them
+
+
+def check_name(model: str) -> str:
+    """Return the name of a registered model, or raise UserError."""
+    known = timm.list_models("mpvg_*")
+    if model not in known:
+        raise UserError(f"model {model!r} is unknown{nearest(model, known)}: use one of {', '.join(known)}.")
+    return model
+
+
+def check_scheme(scheme: str) -> str:
+    """Return the canonical text of a scheme, or raise UserError."""
+    try:
+        return str(PositionScheme.parse(scheme.strip()))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def own_size(model: str) -> tuple[int, int]:
+    """Return height and width in pixels of the images that a registered model was made for."""
+    _, height, width = timm.create_model(model, device="meta").default_cfg["input_size"]
+    return height, width
+
+
+def model_arguments(size: tuple[int, int], channels: int, classes: int) -> dict[str, Any]:
+    """Return what `timm.create_model` must know of the images."""
+    return {"img_size": size, "in_chans": channels, "num_classes": classes}
+
+
+def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> None:
+    """Raise UserError where a model cannot be built with these arguments, or not under this scheme.
+
+    Args:
+        model: Registered name.
+        scheme: Position scheme.
+        arguments: Of `timm.create_model`, those of the images among them.
+    """
+    try:
+        built = timm.create_model(model, scheme=scheme, device="meta", **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{model} under {scheme}: {error}") from error
+    (height, width), (down, across) = arguments["img_size"], built.patch_embed.patch_size
+    if height % down or width % across:
+        better = max(down, round(max(height, width) / down) * down)
+        raise UserError(
+            f"images of {height} x {width} pixels cannot be cut into {model}'s patches of {down} x {across}: resize "
+            f"them with --img-size {better}, say."
+        )
+    tokens = height // down * (width // across)
+    if tokens > MOST_TOKENS:
+        raise UserError(
+            f"images of {height} x {width} pixels are {tokens:,} patches for {model}, more than {MOST_TOKENS:,}: "
+            f"resize them with --img-size {own_size(model)[0]}, say, or take a model of larger patches."
+        )

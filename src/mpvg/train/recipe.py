@@ -1,0 +1,97 @@
+"""How a model is trained: loss, optimiser, schedule. `mpvg compare` and `mpvg fit` have no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mpvg.errors import NonFiniteLossError
+
+_RATE_TIMES_WIDTH = 0.192
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices of a training.
+
+    Args:
+        lr: Peak learning rate; None for `default_lr` of the model.
+        opt: Optimiser, by timm's name.
+        weight_decay: For matrices only; norms, biases and position tables have none.
+        warmup: Part of the steps with a linear warm-up; cosine to zero follows.
+        label_smoothing: Of the cross-entropy.
+        shift: Largest random shift of a training image, as a part of its side, in whole pixels (none below 10).
+    """
+
+    lr: float | None = None
+    opt: str = "adamw"
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    shift: float = 0.1
+
+
+def default_lr(model: str) -> float:
+    """Return the peak learning rate for a registered model: inverse to its width, 0.004 at 48 channels."""
+    return _RATE_TIMES_WIDTH / timm.create_model(model, device="meta").num_features
+
+
+def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Return the loss that a training step descends.
+
+    Args:
+        model: In training mode.
+        images: Normalised images (B, C, H, W).
+        labels: Classes (B,).
+        recipe: For its label smoothing.
+
+    Returns:
+        The mean loss of the batch.
+    """
+    return cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+
+
+def build_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """Create the optimiser, with the weight decay that timm's rules and the model's own give each parameter."""
+    fused = {"fused": True} if recipe.opt in ("adam", "adamw") else {}
+    return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> CosineLRScheduler:
+    """Create the schedule, set for the first of `steps` steps; after step t (from 1) call `step_update(t + 1)`."""
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(steps, 2),  # of one step alone timm warns, and the rate would be zero
+        warmup_t=round(recipe.warmup * steps),
+        warmup_lr_init=0.0,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+    schedule.step_update(1)
+    return schedule
+
+
+def check_loss(loss: float, *, what: str, epoch: int, step: int, lr: float) -> None:
+    """Raise where a loss is no number any more.
+
+    Args:
+        loss: The loss of a step.
+        what: What is trained.
+        epoch: From 0.
+        step: Steps taken, this one included.
+        lr: Peak learning rate.
+
+    Raises:
+        NonFiniteLossError: The loss is NaN or infinite.
+    """
+    if not isfinite(loss):
+        where = f"epoch {epoch}, step {step}"
+        raise NonFiniteLossError(f"the loss of {what} is {loss} at {where}: lower the learning rate (it is {lr:g}).")
