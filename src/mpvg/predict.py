@@ -1,0 +1,131 @@
+"""Trained models at work: `mpvg.load(checkpoint).predict(images)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mpvg.checkpoint import Card, load_model
+from mpvg.data.images import read_image, to_pixels
+
+Image = Any  # a path, a Pillow image, or pixels (H, W), (H, W, 1) or (H, W, 3) in uint8
+_BATCH = 64
+
+
+class Guess(TypedDict):
+    name: str
+    prob: float
+
+
+class Prediction(TypedDict):
+    """The most probable classes of one image; `file` is None for an image that was no file."""
+
+    file: str | None
+    top5: list[Guess]
+
+
+class Classifier:
+    """A trained model with its preprocessing and class names.
+
+    Args:
+        card: Of the model's checkpoint.
+        model: The model, in eval mode.
+        device: Where to compute.
+    """
+
+    def __init__(self, card: Card, model: Any, device: torch.device | str = "cpu") -> None:
+        self.card = card
+        self.model = model.to(device)
+        self.device = device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.card.classes
+
+    def predict(self, images: Image | Iterable[Image]) -> list[Prediction]:
+        """Name images.
+
+        Args:
+            images: One or more: paths, Pillow images, or arrays (H, W), (H, W, 1) or (H, W, 3) in uint8. They are
+                resized as the training images were.
+
+        Returns:
+            For each image up to five classes, the most probable first.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        images = _listed(images)
+        predictions: list[Prediction] = []
+        for probabilities in self._batches(images, lambda batch: self.model(batch).softmax(dim=1)):
+            top = probabilities.topk(min(5, len(self.classes)))
+            for values, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                image = images[len(predictions)]
+                guesses: list[Guess] = [
+                    {"name": self.classes[label], "prob": value} for label, value in zip(classes, values, strict=True)
+                ]
+                file = str(image) if isinstance(image, str | Path) else None
+                predictions.append({"file": file, "top5": guesses})
+        return predictions
+
+    def features(self, images: Image | Iterable[Image]) -> npt.NDArray[np.float32]:
+        """Embed images: what the classifying layer reads.
+
+        Args:
+            images: As for `predict`.
+
+        Returns:
+            One row (D,) for each image.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+
+        def embed(batch: Tensor) -> Tensor:
+            return self.model.forward_head(self.model.forward_features(batch), pre_logits=True)
+
+        rows = [batch.numpy() for batch in self._batches(_listed(images), embed)]
+        return np.concatenate(rows) if rows else np.empty((0, self.model.num_features), np.float32)
+
+    @torch.inference_mode()
+    def _batches(self, images: Sequence[Image], compute: Any) -> Iterator[Tensor]:
+        rest = iter(images)
+        while batch := list(islice(rest, _BATCH)):
+            pixels = torch.from_numpy(np.stack([self.read(image) for image in batch]))
+            normalised = self.card.preprocessing(pixels.permute(0, 3, 1, 2).to(self.device))
+            yield compute(normalised).float().cpu()
+
+    def read(self, image: Image) -> npt.NDArray[np.uint8]:
+        """Return an image's pixels (H, W, C) as the model takes them."""
+        preprocessing = self.card.preprocessing
+        if isinstance(image, str | Path):
+            return read_image(Path(image), size=preprocessing.size, channels=preprocessing.channels)
+        return to_pixels(image, size=preprocessing.size, channels=preprocessing.channels)
+
+
+def load(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Classifier:
+    """Load a model that `mpvg fit` trained.
+
+    Args:
+        checkpoint: Its .ckpt or .safetensors file; nothing else is needed.
+        device: Where to compute.
+
+    Returns:
+        The model with its preprocessing and class names.
+
+    Raises:
+        UserError: The checkpoint cannot be used.
+    """
+    return Classifier(*load_model(checkpoint), device)
+
+
+def _listed(images: Image | Iterable[Image]) -> list[Image]:
+    one = isinstance(images, str | Path) or hasattr(images, "getpixel") or getattr(images, "ndim", 4) < 4
+    return [images] if one else list(images)

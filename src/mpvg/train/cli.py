@@ -1,0 +1,256 @@
+"""`mpvg fit` and `mpvg test`: Lightning's command line around the images, the model and the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from mpvg.checkpoint import Card, load_model, read_checkpoint, save_safetensors
+from mpvg.commands.yaml_options import HelpFormatter, OneLineErrors
+from mpvg.console import say
+from mpvg.data.fingerprint import fingerprint
+from mpvg.data.remarks import remarks
+from mpvg.errors import NonFiniteLossError, UserError
+from mpvg.out import OutFolder, locked, source_name
+from mpvg.train.build import check_scheme
+from mpvg.train.checkpoints import WholeCheckpoints
+from mpvg.train.data import ImageDataModule
+from mpvg.train.module import ImageClassification
+from mpvg.train.progress import TrainingProgress
+
+LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "best.safetensors"
+
+_FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
+
+examples:
+  mpvg fit
+  mpvg fit --data.source my_images/ --data.img_size 32 --model.scheme lape --trainer.max_epochs 30
+  mpvg fit --config my.yaml --model.recipe.lr 0.001
+  mpvg fit --print_config > my.yaml"""
+
+_TEST = """Test a checkpoint on the test split of the images it was trained on, or of others of the same classes.
+
+examples:
+  mpvg test --ckpt runs/fit/best.ckpt
+  mpvg test --ckpt runs/fit/best.safetensors --data.source more_images/"""
+
+
+class Parser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser, with errors that are one line."""
+
+
+class Cli(LightningCLI):
+    """Model, data and trainer from options and YAML files."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        *,
+        command: str,
+        description: str,
+        options: dict[str, dict[str, Any]],
+        adjust: Callable[[Any, Any], None] = lambda config, given: None,
+    ) -> None:
+        self.options = options
+        self.adjust = adjust
+        super().__init__(
+            ImageClassification,
+            ImageDataModule,
+            args=list(args),
+            run=False,
+            parser_class=Parser,
+            parser_kwargs={"prog": f"mpvg {command}", "description": description, "formatter_class": HelpFormatter},
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"max_epochs": 50, "num_sanity_val_steps": 0, "enable_model_summary": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name, option in self.options.items():
+            parser.add_argument(name, **option)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # Lightning's own warns where sys.argv has words too
+        self.adjust(self.config, parser.parse_args(args, defaults=False))
+
+    def instantiate_trainer(self, **settings: Any) -> Any:
+        """Leave the trainer until its folder is known."""
+
+    def trainer_for(self, folder: Path | None, callbacks: list[Any]) -> Any:
+        """Create the trainer, which writes its logs to a folder, if any."""
+        settings = dict(self.config_init["trainer"])
+        settings["default_root_dir"] = settings["default_root_dir"] or str(folder or ".")
+        if settings["logger"] is None:
+            logs = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")] if folder else False
+            settings["logger"] = logs
+        if settings["log_every_n_steps"] is None:
+            settings["log_every_n_steps"] = min(10, self.datamodule.steps_an_epoch)
+        plugins = settings["plugins"] or []
+        settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
+        try:
+            return self._instantiate_trainer(settings, callbacks)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UserError(f"--trainer: {error}") from error
+
+
+def run_fit(args: Sequence[str], console: Console | None = None) -> int:
+    """Run `mpvg fit` and return its exit code."""
+    console = console or Console()
+    options: dict[str, dict[str, Any]] = {
+        "--out": {"type": str | None, "help": "folder for results (runs/fit-DATA-MODEL-SCHEME)"},
+        "--overwrite": {"action": "store_true", "help": "begin anew where the folder holds another configuration"},
+    }
+    with _quiet():
+        cli = Cli(args, command="fit", description=_FIT, options=options)
+        epochs = cli.config.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise UserError(f"--trainer.max_epochs {epochs}: name a number of epochs, 1 or more.")
+        model, data = cli.model, cli.datamodule
+        model.build_for(data, seed=cli.config.seed_everything)
+        scheme = re.sub(r"[^a-z0-9_]+", "-", model.scheme)
+        out = Path(cli.config.out or f"runs/fit-{source_name(data.source)}-{model.name}-{scheme}")
+        with locked(out):
+            folder = OutFolder(out, _configuration(cli))
+            folder.begin(overwrite=cli.config.overwrite, results=("*.ckpt", WEIGHTS))
+            _train(cli, out, console)
+    return 0
+
+
+def _train(cli: Any, out: Path, console: Console) -> None:
+    model, data = cli.model, cli.datamodule
+    cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
+    checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
+    last = ModelCheckpoint(filename="last", **checkpoints)
+    trainer = cli.trainer_for(out, [TrainingProgress(console), best, last])
+    resumed = out / LAST if (out / LAST).is_file() else None
+    say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
+    say(console, f"{len(data.train)} images to train on, {len(data.val)} to validate on. Results: {out}.")
+    for remark in remarks(data.images):
+        say(console, remark)
+    if resumed:
+        read_checkpoint(resumed)  # says what is wrong with it, if anything
+        say(console, f"Going on from {resumed}, after epoch {_epoch(resumed) + 1}.")
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error} {_kept(out)}") from error
+    except SystemExit as error:  # which Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    if best.best_model_score is None:
+        say(console, "No epoch was validated, so none was kept as the best.")
+        return
+    card, kept = load_model(out / BEST)
+    save_safetensors(out / WEIGHTS, card, kept)
+    say(console, f"Best validation accuracy {100 * best.best_model_score:.2f} %, in {out / BEST} and {out / WEIGHTS}.")
+    say(console, f"Next: mpvg test --ckpt {out / BEST}, or mpvg predict --ckpt {out / BEST} IMAGE ...")
+
+
+def run_test(args: Sequence[str], console: Console | None = None) -> int:
+    """Run `mpvg test` and return its exit code."""
+    options: dict[str, dict[str, Any]] = {
+        "--ckpt": {"type": str, "required": True, "help": "the checkpoint: a .ckpt or .safetensors of mpvg fit"},
+        "--json": {"action": "store_true", "help": "print the result as JSON"},
+    }
+    console = console or Console()
+    with _quiet():
+        found: dict[str, Any] = {}
+
+        def take_card(config: Any, given: Any) -> None:
+            found["card"], found["model"] = load_model(config.ckpt)
+            _follow_card(found["card"], config, given)
+
+        cli = Cli(args, command="test", description=_TEST, options=options, adjust=take_card)
+        cli.model.take(found["card"], found["model"], cli.datamodule)
+        trainer = cli.trainer_for(None, [TrainingProgress(console)])
+        metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    images = cli.datamodule.images
+    result = {
+        "ckpt": cli.config.ckpt,
+        "model": cli.model.name,
+        "scheme": cli.model.scheme,
+        "data": images.name,
+        "images": len(images.test),
+        "accuracy": round(metrics["test/accuracy"], 6),
+        "loss": round(metrics["test/loss"], 6),
+    }
+    if cli.config.json:
+        print(json.dumps(result))
+    else:
+        say(
+            console,
+            f"{result['model']} under {result['scheme']} on {result['images']} test images of {result['data']}: "
+            f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}.",
+        )
+    return 0
+
+
+def _follow_card(card: Card, config: Any, given: Any) -> None:
+    """Take the checkpoint's model and, where no other is given, its data."""
+    of_card = {"name": card.model, "scheme": card.scheme}
+    for option, value in of_card.items():
+        named = given.get(f"model.{option}")
+        if named is not None and (check_scheme(named) if option == "scheme" else named) != value:
+            raise UserError(
+                f"{config.ckpt} is a checkpoint of --model.{option} {value!r}, not {named!r}: leave the option out."
+            )
+        config.model[option] = value
+    for option, value in card.data.items():
+        if option != "seed" and given.get(f"data.{option}") is None:
+            config.data[option] = value
+    height, width = card.preprocessing.size
+    if "data.source" in given and given.get("data.img_size") is None and height == width:
+        config.data.img_size = height
+
+
+def _configuration(cli: Any) -> dict[str, Any]:
+    """Return what a training that goes on must share with its beginning."""
+    model, data = cli.model, cli.datamodule
+    of_data = data.arguments()
+    return {
+        "model": model.name,
+        "scheme": model.scheme,
+        "arguments": model.arguments,
+        **asdict(model.recipe),
+        "data": of_data.pop("source"),
+        **of_data,
+        "batch_size": data.batch_size,
+        "epochs": cli.config.trainer.max_epochs,
+        "data_hash": fingerprint(data.images),
+    }
+
+
+def _kept(out: Path) -> str:
+    files = [out / name for name in (LAST, BEST) if (out / name).is_file()]
+    if not files:
+        return "No epoch had ended, so nothing was kept."
+    return "Kept: " + ", ".join(f"{file} of epoch {_epoch(file)}" for file in files) + "."
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says of itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield

@@ -1,0 +1,62 @@
+"""How a training is watched: one bar for all of it in a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+
+from mpvg.console import progress_bar, say
+
+
+class TrainingProgress(ProgressBar):
+    """Steps, images a second, learning rate, loss, validation accuracy and the time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
+        self.console = console or Console()
+        self.shown = True
+        self.bar = progress_bar(self.console, "steps")
+
+    def disable(self) -> None:
+        self.shown = False
+
+    def enable(self) -> None:
+        self.shown = True
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+        if self.shown:
+            total = int(trainer.estimated_stepping_batches)
+            self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.shown and not self.bar.disable:
+            self.bar.update(self.task, completed=trainer.global_step, description=self._state(trainer))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.shown:
+            accuracy = trainer.callback_metrics.get("val/accuracy")
+            validated = "" if accuracy is None else f", validation {100 * accuracy:.2f} %"
+            say(self.bar.console, self._state(trainer) + validated)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()
+
+    def _state(self, trainer: lightning.Trainer) -> str:
+        seen = trainer.callback_metrics
+        batches: Any = trainer.train_dataloader
+        rate = (trainer.global_step - self.first_step) * batches.batch_size / (time.monotonic() - self.started)
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        return f"{epoch}, loss {seen['train/loss']:.3f}, lr {seen['lr']:.1e}, {rate:,.0f} images/s"

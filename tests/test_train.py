@@ -1,0 +1,235 @@
+"""`mpvg fit` and `mpvg test` end to end, and their bad inputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import mpvg
+from mpvg.checkpoint import load_model
+from mpvg.cli import main
+from mpvg.compare import training
+from mpvg.compare.rates import Job
+from mpvg.compare.settings import Settings
+from mpvg.data.sources import load_data
+from mpvg.train.module import ImageClassification
+from test_data import save, tree
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return save(tmp_path / "set.npz")
+
+
+def fit(dataset: str, out: Path, *options: str) -> int:
+    fixed = ["--data.source", dataset, "--out", str(out), "--data.batch_size", "8"]
+    return main(
+        ["fit", *fixed, *(() if "max_epochs" in " ".join(options) else ("--trainer.max_epochs", "2")), *options]
+    )
+
+
+def same(one: Path, two: Path) -> bool:
+    first, second = (load_model(path)[1].state_dict() for path in (one, two))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fit_test_and_load(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert fit(dataset, out, "--model.scheme", "mpvg:last_norm=2", "--model.recipe.lr", "0.01") == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2/2, loss " in printed
+    assert "images/s" in printed
+    assert {"last.ckpt", "best.ckpt", "best.safetensors", "config.yaml"} <= {path.name for path in out.iterdir()}
+    assert list(out.glob("tensorboard/*/events*"))
+    with next(out.glob("csv/*/metrics.csv")).open(newline="") as file:
+        columns = next(csv.reader(file))
+    assert {"train/loss", "lr", "val/accuracy", "val/loss"} <= set(columns)
+    assert yaml.safe_load((out / "config.yaml").read_text())["model"]["scheme"] == "mpvg:last_norm=2"
+
+    assert main(["test", "--ckpt", str(out / "best.ckpt"), "--json"]) == 0
+    tested = json.loads(capsys.readouterr().out)
+    images = load_data(dataset)
+    card, model = load_model(out / "best.safetensors")
+    assert (card.model, card.scheme, card.classes) == ("mpvg_vit_nano", "mpvg:last_norm=2", ("0", "1", "2"))
+    pixels, labels = training.to_tensors(images.test)
+    outcome = training.evaluate(model, card.preprocessing, pixels, labels)
+    assert tested["accuracy"] == pytest.approx(outcome.accuracy, abs=1e-6)
+    assert tested["loss"] == pytest.approx(outcome.loss, abs=1e-5)
+    assert tested["scheme"] == "mpvg:last_norm=2"
+    assert same(out / "best.ckpt", out / "best.safetensors")
+    predicted = mpvg.load(out / "best.ckpt").predict(images.test.images)
+    right = [one["top5"][0]["name"] == str(label) for one, label in zip(predicted, images.test.labels, strict=True)]
+    assert np.mean(right) == pytest.approx(outcome.accuracy)
+
+
+def test_fit_is_the_training_of_compare(dataset: str, tmp_path: Path) -> None:
+    """Same seed, same data, same recipe: the same weights, bit for bit."""
+    out = tmp_path / "out"
+    assert fit(dataset, out, "--seed_everything", "3", "--model.scheme", "lape", "--model.recipe.lr", "0.01") == 0
+    settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=2, batch_size=8, lrs=(0.01,))
+    job = Job("lape", 3, 0.01)
+    trained = training.train(settings, job, load_data(dataset), lambda done, loss: None)
+    _, ours = load_model(out / "last.ckpt")
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
+    assert trained.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_place(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--trainer.max_epochs",
+        "4",
+        "--model.arguments.drop_path_rate",
+        "0.3",
+        "--model.arguments.proj_drop_rate",
+        "0.1",
+    ]
+    assert fit(dataset, tmp_path / "whole", *options) == 0
+    step = ImageClassification.training_step
+
+    def stopped(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 7:  # in the middle of the third of four epochs of three steps
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassification, "training_step", stopped)
+    assert fit(dataset, tmp_path / "stopped", *options) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert fit(dataset, tmp_path / "stopped", *options) == 0
+    assert "Going on from" in capsys.readouterr().out
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(tmp_path / "whole" / name, tmp_path / "stopped" / name), name
+    assert fit(dataset, tmp_path / "stopped", *options[2:], "--trainer.max_epochs", "5") == 2
+    assert "epochs 4 there, 5 here" in capsys.readouterr().err
+    assert fit(dataset, tmp_path / "stopped", *options[2:], "--trainer.max_epochs", "5", "--overwrite") == 0
+    assert "Going on" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(dataset, tmp_path / "early", "--model.recipe.lr", "1e30") == 3
+    error = capsys.readouterr().err
+    assert re.search(r"the loss of mpvg_vit_nano under mpvg is nan at epoch 0, step 2.*1e\+30.*nothing was kept", error)
+    step = ImageClassification.training_step
+
+    def spoilt(self: Any, batch: Any, batch_idx: int) -> Any:
+        images, labels = batch
+        if self.global_step == 4:
+            with torch.no_grad():
+                self.model.head.bias.fill_(float("nan"))
+        return step(self, (images, labels), batch_idx)
+
+    monkeypatch.setattr(ImageClassification, "training_step", spoilt)
+    assert fit(dataset, tmp_path / "late") == 3
+    error = capsys.readouterr().err
+    assert re.search(r"nan at epoch 1, step 5: .*Kept: .*last\.ckpt of epoch 0, .*best\.ckpt of epoch 0\.", error)
+    assert error.count("\n") == 1
+    assert load_model(tmp_path / "late" / "last.ckpt")
+
+
+def test_yaml_and_options(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text(yaml.safe_dump({"model": {"scheme": "gap", "recipe": {"lr": 0.5}}, "trainer": {"max_epochs": 1}}))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--model.recipe.lr", "0.25", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["model"]["scheme"], printed["model"]["recipe"]["lr"]) == ("gap", 0.25)
+    assert printed["trainer"]["max_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"model": {"shceme": "lape"}}, "'model.shceme' is unknown .did you mean 'model.scheme'"),
+        ({"modle": {"scheme": "lape"}}, "'modle.scheme' is unknown .did you mean 'model.scheme'"),
+        ({"model": {"recipe": {"weight_deacy": 1}}}, "did you mean 'model.recipe.weight_decay'"),
+        ({"model": {"recipe": {"lr": "high"}}}, "'model.recipe.lr' does not take 'high'"),
+        ({"model": {"scheme": "mpgv"}}, "did you mean 'mpvg'"),
+        ({"model": {"name": "mpvg_vit_nan"}}, "did you mean 'mpvg_vit_nano'"),
+        ({"model": {"arguments": {"drop_pth_rate": 0.1}}}, "drop_pth_rate"),
+        ({"data": {"source": "digts"}}, "did you mean 'digits'"),
+        ({"data": {"img_size": 9}}, "9 x 9 pixels cannot be cut"),
+        ({"trainer": {"max_epochs": 0}}, "max_epochs 0"),
+        ({"trainer": {"accelerator": "abacus"}}, "abacus"),
+    ],
+)
+def test_bad_configurations_are_one_line(written: dict[str, Any], message: str, tmp_path: Path, capsys: Any) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text(yaml.safe_dump(written))
+    assert main(["fit", "--config", str(config), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+    assert main(["fit", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["EVIL"],)
+
+
+def test_bad_checkpoints(dataset: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert fit(dataset, out, "--trainer.max_epochs", "1") == 0
+    good = out / "best.ckpt"
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.ckpt")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "short.ckpt").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "short.safetensors").write_bytes((out / "best.safetensors").read_bytes()[:5000])
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "plain.ckpt")
+    other = torch.load(good, weights_only=True)
+    other["mpvg"]["scheme"] = "lape"
+    torch.save(other, tmp_path / "other.ckpt")
+    capsys.readouterr()
+
+    def said(*words: str) -> str:
+        assert main(list(words)) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    for command in (["test"], ["predict", "photo.png"]):
+        for name, message in (
+            ("evil.ckpt", "could run code, and was not read"),
+            ("pickle.ckpt", "could run code, and was not read"),
+            ("short.ckpt", "damaged or something else"),
+            ("short.safetensors", "damaged or something else"),
+            ("tensor.ckpt", "not a checkpoint that mpvg fit wrote"),
+            ("plain.ckpt", "not a checkpoint that mpvg fit wrote"),
+            ("none.ckpt", "is no file"),
+        ):
+            (tmp_path / "photo.png").touch()
+            words = [str(tmp_path / word) if "." in word else word for word in command]
+            assert message in said(*words, "--ckpt", str(tmp_path / name)), (command, name)
+    assert not (tmp_path / "evil").exists()
+    assert "do not fit mpvg_vit_nano under scheme 'lape'" in said("test", "--ckpt", str(tmp_path / "other.ckpt"))
+    error = said("test", "--ckpt", str(good), "--model.scheme", "default")
+    assert "a checkpoint of --model.scheme 'mpvg', not 'default'" in error
+    error = said("test", "--ckpt", str(good), "--model.name", "mpvg_deit_tiny_patch16_224")
+    assert "of --model.name 'mpvg_vit_nano', not 'mpvg_deit_tiny_patch16_224'" in error
+    folder = tree(tmp_path / "pets", mode="L")
+    assert "has the classes cat, dog, the checkpoint's model knows 0, 1, 2" in said(
+        "test", "--ckpt", str(good), "--data.source", str(folder)
+    )
+    assert "pixels in colour" in said("test", "--ckpt", str(good), "--data.source", str(tree(tmp_path / "colour")))
+    (out / "last.ckpt").write_bytes(good.read_bytes()[:5000])
+    assert "last.ckpt cannot be read as a checkpoint" in said(
+        "fit", "--data.source", dataset, "--out", str(out), "--data.batch_size", "8", "--trainer.max_epochs", "1"
+    )
