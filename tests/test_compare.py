@@ -420,3 +420,31 @@ def test_confusions_are_counted_by_true_class() -> None:
     assert best["seed"] == 1
     assert best["per_class"][1] == {"name": "b", "images": 3, "accuracy": 2 / 3}
     assert best["per_class"][2]["accuracy"] is None
+
+
+def test_correlations_are_of_images_of_all_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    count = 600  # more than are looked at, and sorted by class as files are
+    images = np.repeat(np.arange(3, dtype=np.uint8), count // 3)[:, None, None] * np.ones((8, 8), np.uint8)
+    changes = {"test_images": images, "test_labels": np.repeat(np.arange(3), count // 3)}
+    data = load_data(save(tmp_path / "set.npz", **changes))
+    seen: list[torch.Tensor] = []
+
+    def spy(model: Any, images: torch.Tensor) -> dict[int, float | None]:
+        seen.append(images)
+        return {}
+
+    monkeypatch.setattr(training, "correlation_by_block", spy)
+    settings = Settings(data="", model="mpvg_vit_nano", epochs=1, batch_size=8, lrs=(1e-3,))
+    train_and_test(settings, Job("mpvg", 0, 1e-3), data, lambda done, loss: None)
+    assert len(seen[0]) < count
+    assert len(seen[0].unique()) == 3
+
+
+def test_a_trial_whose_validation_is_no_number_has_diverged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = load_data(save(tmp_path / "set.npz"))
+    settings = Settings(data="", model="mpvg_vit_nano", epochs=1, batch_size=8, lrs=(1e-3, 1e-2))
+    job = Job("mpvg", 0, 1e-3, trial=True)
+    nothing = torch.zeros(3, 3)
+    monkeypatch.setattr(training, "evaluate", lambda *_: training.Outcome(0.5, math.nan, nothing))
+    record = training.try_rate(settings, job, data, lambda done, loss: None)
+    assert (record["val_accuracy"], record["val_loss"]) == (None, None)

@@ -143,6 +143,15 @@ def test_a_validation_split_of_the_source_is_kept(tmp_path: Path) -> None:
     assert data.note == "From set.npz."
 
 
+@pytest.mark.parametrize(("fraction", "held"), [(0.001, 1), (0.2, 5), (0.9, 22)])
+def test_any_fraction_that_leaves_images_can_be_held(tmp_path: Path, fraction: float, held: int) -> None:
+    data = load_data(save(tmp_path / "set.npz", val_images=None, val_labels=None))
+    train, val = split_validation(data, fraction=fraction, seed=0)
+    assert (len(train), len(val)) == (24 - held, held)
+    with pytest.raises(UserError, match=r"fraction of 0\.99 leaves none of 24 images"):
+        split_validation(data, fraction=0.99, seed=0)
+
+
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
     images = torch.arange(10.0)[:, None, None, None].expand(10, 1, 4, 4).contiguous()
     labels = torch.arange(10)

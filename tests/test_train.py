@@ -32,7 +32,7 @@ def dataset(tmp_path: Path) -> str:
 
 
 def fit(dataset: str, out: Path, *options: str) -> int:
-    fixed = ["--data.source", dataset, "--out", str(out), "--data.batch_size", "8"]
+    fixed = ["--data", dataset, "--out", str(out), "--data.batch_size", "8"]
     return main(
         ["fit", *fixed, *(() if "max_epochs" in " ".join(options) else ("--trainer.max_epochs", "2")), *options]
     )
@@ -149,6 +149,15 @@ def test_yaml_and_options(dataset: str, tmp_path: Path, capsys: pytest.CaptureFi
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["model"]["scheme"], printed["model"]["recipe"]["lr"]) == ("gap", 0.25)
     assert printed["trainer"]["max_epochs"] == 1
+
+
+def test_options_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--img-size", "16"], ["--img-size=16"]):
+        with pytest.raises(SystemExit):
+            main(["fit", "--data", "here", *words, "--skip-bad-images", "--val-fraction", "0.3", "--print_config"])
+        data = yaml.safe_load(capsys.readouterr().out)["data"]
+        assert (data["source"], data["img_size"]) == ("here", 16)
+        assert (data["skip_bad_images"], data["val_fraction"]) == (True, 0.3)
 
 
 @pytest.mark.parametrize(

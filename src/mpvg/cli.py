@@ -16,7 +16,7 @@ from mpvg.errors import RunError, UserError
 _TRAIN = ("lightning", "torchmetrics", "tensorboard")
 _EXAMPLES = """examples:
   mpvg compare --data my_images/ --img-size 32    which scheme suits my images?
-  mpvg fit --data.source my_images/ --model.scheme mpvg
+  mpvg fit --data my_images/ --img-size 32 --model.scheme mpvg
   mpvg test --ckpt runs/fit/best.ckpt
   mpvg predict --ckpt runs/fit/best.ckpt photo.png
 

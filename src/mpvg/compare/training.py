@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, NamedTuple
 
 import timm
@@ -101,7 +103,7 @@ def train_and_test(
     return {
         **job._asdict(),
         "accuracy": test.accuracy,
-        "loss": test.loss,
+        "loss": test.loss if isfinite(test.loss) else None,
         "val_accuracy": trained.val.accuracy,
         "confusion": _nonzero(test.confusion),
         "first_block": model.plan.blocks[0] is not None,
@@ -126,14 +128,14 @@ def try_rate(settings: Settings, job: Job, data: ImageData, report: Progress, *,
         device: Where to compute.
 
     Returns:
-        A JSON-able record; its accuracy and loss are None where the training loss became NaN or infinite.
+        A JSON-able record; its accuracy and loss are None where a loss became NaN or infinite.
     """
     started = time.perf_counter()
-    try:
+    found: dict[str, float | None] = {"val_accuracy": None, "val_loss": None}
+    with contextlib.suppress(NonFiniteLossError):
         val = train(settings, job, data, report, device=device).val
-        found: dict[str, float | None] = {"val_accuracy": val.accuracy, "val_loss": val.loss}
-    except NonFiniteLossError:
-        found = {"val_accuracy": None, "val_loss": None}
+        if isfinite(val.loss):
+            found = {"val_accuracy": val.accuracy, "val_loss": val.loss}
     return {**job._asdict(), **found, "seconds": time.perf_counter() - started}
 
 

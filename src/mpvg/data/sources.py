@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -70,14 +71,21 @@ def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Sp
 
     Returns:
         Training and validation split.
+
+    Raises:
+        UserError: The fraction leaves nothing to train on.
     """
     if data.val is not None:
         return data.train, data.val
     from sklearn.model_selection import train_test_split
 
+    images, classes = len(data.train), len(data.classes)
+    held = math.ceil(fraction * images)
+    if not 1 <= held < images:
+        raise UserError(f"a validation fraction of {fraction:g} leaves none of {images} images to train on: lower it.")
     rare = min(Counter(data.train.labels.tolist()).values())
-    stratify = data.train.labels if rare >= 2 and int(fraction * len(data.train)) >= len(data.classes) else None
-    train, val = train_test_split(np.arange(len(data.train)), test_size=fraction, random_state=seed, stratify=stratify)
+    stratify = data.train.labels if rare >= 2 and min(held, images - held) >= classes else None
+    train, val = train_test_split(np.arange(images), test_size=held, random_state=seed, stratify=stratify)
     return data.train.take(np.sort(train)), data.train.take(np.sort(val))
 
 

@@ -33,12 +33,19 @@ from mpvg.train.module import ImageClassification
 from mpvg.train.progress import TrainingProgress
 
 LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "best.safetensors"
+_AS_IN_COMPARE = {
+    "--data": "--data.source",
+    "--img-size": "--data.img_size",
+    "--val-fraction": "--data.val_fraction",
+    "--skip-bad-images": "--data.skip_bad_images=true",
+}
 
 _FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
+--data, --img-size, --val-fraction and --skip-bad-images stand for the options of --data.*, as in mpvg compare.
 
 examples:
   mpvg fit
-  mpvg fit --data.source my_images/ --data.img_size 32 --model.scheme lape --trainer.max_epochs 30
+  mpvg fit --data my_images/ --img-size 32 --model.scheme lape --trainer.max_epochs 30
   mpvg fit --config my.yaml --model.recipe.lr 0.001
   mpvg fit --print_config > my.yaml"""
 
@@ -46,7 +53,7 @@ _TEST = """Test a checkpoint on the test split of the images it was trained on, 
 
 examples:
   mpvg test --ckpt runs/fit/best.ckpt
-  mpvg test --ckpt runs/fit/best.safetensors --data.source more_images/"""
+  mpvg test --ckpt runs/fit/best.safetensors --data more_images/"""
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
@@ -65,12 +72,14 @@ class Cli(LightningCLI):
         options: dict[str, dict[str, Any]],
         adjust: Callable[[Any, Any], None] = lambda config, given: None,
     ) -> None:
+        words = (word.partition("=") for word in args)
+        args = ["".join((_AS_IN_COMPARE.get(option, option), *value)) for option, *value in words]
         self.options = options
         self.adjust = adjust
         super().__init__(
             ImageClassification,
             ImageDataModule,
-            args=list(args),
+            args=args,
             run=False,
             parser_class=Parser,
             parser_kwargs={"prog": f"mpvg {command}", "description": description, "formatter_class": HelpFormatter},
