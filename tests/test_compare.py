@@ -19,6 +19,7 @@ from PIL import Image
 from mpvg import SCHEMES
 from mpvg.cli import main
 from mpvg.compare import training
+from mpvg.compare.folder import RunFolder
 from mpvg.compare.rates import Job, choose
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth
@@ -105,6 +106,12 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     with locked(two):
         assert compare(str(other), two) == 2
         assert "in use by another mpvg process" in capsys.readouterr().err
+    (one / "runs").joinpath("broken.json").touch()
+    RunFolder(one, Settings(data="", model="", epochs=1, batch_size=1, lrs=(1.0,)), load_data(dataset)).make(
+        overwrite=True
+    )
+    assert sorted(path.name for path in one.iterdir()) == ["config.json", "runs", "trials"]
+    assert not list((one / "runs").iterdir())
     assert compare(dataset, one, "--overwrite") == 0
     assert "0 of 4 runs had finished" in capsys.readouterr().out
 
@@ -137,7 +144,7 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
         (["--val-fraction", "1"], "--val-fraction: '1' is not a part between 0 and 1"),
         (["--device", "tpu"], "--device: 'tpu' is not auto"),
         (["--device", "cuda:99"], "'cuda:99' is not on this machine"),
-        (["--img-size", "512"], r"512 x 512 pixels are 65,536 patches.*--img-size 32"),
+        (["--img-size", "512"], r"512 x 512 pixels are 16,384 patches.*--img-size 32"),
         (["--img-size", "9"], r"9 x 9 pixels cannot be cut.*2 x 2.*--img-size 8"),
         (["--img-size", "1"], r"1 x 1 pixels cannot be cut.*--img-size 2"),
         (["--data", "mnsit:/tmp"], "did you mean 'mnist'"),
@@ -183,7 +190,7 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     assert again["curve"] == record["curve"]
     assert record["val_accuracy"] == record["curve"]["val_accuracy"][-1]
     assert record["confusion"] == [[0, 0, 48], [1, 1, 48]]
-    with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0 is nan at epoch"):
+    with pytest.raises(NonFiniteLossError, match=r"mpvg, seed 0 is nan at epoch 1, step 2"):
         train_and_test(settings, Job("mpvg", 0, 1e30), data, lambda done, loss: None)
 
 
@@ -402,7 +409,7 @@ def test_imbalance_is_told(tmp_path: Path, capsys: Any) -> None:
 
 def test_confusions_are_counted_by_true_class() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
-    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 1, 0, 2]), 3).float() * 9
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 1, 2, 2]), 3).float() * 9
 
     class Fixed(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -412,8 +419,8 @@ def test_confusions_are_counted_by_true_class() -> None:
     plain = Preprocessing((1, 1), 1, (0.0,), (1 / 255,))
     outcome = evaluate(Fixed(), plain, pixels, labels)
     assert outcome.accuracy == pytest.approx(4 / 6)
-    assert outcome.confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 1]]
-    run = {"seed": 0, "val_accuracy": 0.5, "accuracy": 4 / 6, "confusion": [[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 2]]}
+    assert outcome.confusion.tolist() == [[1, 1, 0], [0, 2, 1], [0, 0, 1]]
+    run = {"seed": 0, "val_accuracy": 0.5, "accuracy": 4 / 6, "confusion": [[0, 0, 1], [0, 1, 1], [1, 1, 2], [1, 2, 1]]}
     better = {**run, "seed": 1, "val_accuracy": 0.6, "accuracy": 0.1}
     assert balanced_accuracy(run, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
     best = best_run([run, better, {**run, "seed": 2, "val_accuracy": 0.6}], ("a", "b", "c"))

@@ -143,13 +143,30 @@ def test_a_validation_split_of_the_source_is_kept(tmp_path: Path) -> None:
     assert data.note == "From set.npz."
 
 
-@pytest.mark.parametrize(("fraction", "held"), [(0.001, 1), (0.2, 5), (0.9, 22)])
-def test_any_fraction_that_leaves_images_can_be_held(tmp_path: Path, fraction: float, held: int) -> None:
-    data = load_data(save(tmp_path / "set.npz", val_images=None, val_labels=None))
-    train, val = split_validation(data, fraction=fraction, seed=0)
-    assert (len(train), len(val)) == (24 - held, held)
-    with pytest.raises(UserError, match=r"fraction of 0\.99 leaves none of 24 images"):
-        split_validation(data, fraction=0.99, seed=0)
+@pytest.mark.parametrize(("fraction", "held"), [(0.001, 1), (0.2, 5), (0.85, 21)])
+def test_any_fraction_leaves_images_of_all_classes(tmp_path: Path, fraction: float, held: int) -> None:
+    labels = np.array([0] * 12 + [1] * 11 + [2])
+    data = load_data(save(tmp_path / "set.npz", train_labels=labels, val_images=None, val_labels=None))
+    for seed in range(20):
+        train, val = split_validation(data, fraction=fraction, seed=seed)
+        assert (len(train), len(val)) == (24 - held, held)
+        assert np.bincount(train.labels, minlength=3).min() >= 1
+        drawn = sorted(image.tobytes() for image in np.concatenate([train.images, val.images]))
+        assert drawn == sorted(image.tobytes() for image in data.train.images)
+    with pytest.raises(UserError, match=r"fraction of 0\.9 takes 22 of 24.*too few for 3 classes"):
+        split_validation(data, fraction=0.9, seed=0)
+
+
+def test_one_class_is_no_question(tmp_path: Path) -> None:
+    zeros = {f"{split}_labels": np.zeros(24, np.int64) for split in ("train", "val", "test")}
+    with pytest.raises(UserError, match="one class, '0'"):
+        load_data(save(tmp_path / "set.npz", **zeros))
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "set.npz")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_data("~/set.npz").train) == 24
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:

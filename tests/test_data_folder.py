@@ -199,3 +199,13 @@ def test_memory_stays_near_the_size_of_the_result(tmp_path: Path) -> None:
     result = data.train.images.nbytes + data.test.images.nbytes
     assert result == 16 * 256 * 256 * 3
     assert peak < 1.3 * result  # the result, and one image
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    more = tree(tmp_path / "more")
+    (root / "train" / "cat" / "more").symlink_to(more / "train" / "dog")
+    (root / "train" / "dog" / "back").symlink_to(root / "train")
+    data = load_data(str(root))
+    assert data.class_counts[0] == 8
+    assert data.class_counts[1] >= 4

@@ -26,25 +26,32 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_of_one_configuration(tmp_path: Path) -> None:
-    first, second = (OutFolder(tmp_path, {"lr": lr, "data": f"here{lr}"}) for lr in (1, 2))
+    first, second = (OutFolder(tmp_path, {"lr": lr, "data": f"here{lr}"}, results=("*.ckpt",)) for lr in (1, 2))
     (tmp_path / ".config.json.123").touch()  # of a process that was killed
     assert first.changes() == []
-    first.begin(overwrite=False, results=("*.ckpt",))
+    first.begin(overwrite=False)
+    second.begin(overwrite=False)  # nothing is lost: there are no results yet
+    first.begin(overwrite=False)
     for name in ("last.ckpt", "notes.txt"):
         (tmp_path / name).touch()
     assert first.changes() == []
     assert second.changes() == ["lr 1 there, 2 here"]
     with pytest.raises(UserError, match=r"lr 1 there, 2 here.*--overwrite"):
-        second.begin(overwrite=False, results=("*.ckpt",))
-    first.begin(overwrite=True, results=("*.ckpt",))
+        second.begin(overwrite=False)
+    first.begin(overwrite=True)
     assert (tmp_path / "last.ckpt").exists()  # the same configuration goes on
-    second.begin(overwrite=True, results=("*.ckpt",))
+    second.begin(overwrite=True)
     assert not (tmp_path / "last.ckpt").exists()
     assert (tmp_path / "notes.txt").exists()
     assert second.changes() == []
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be used"):
-        first.changes()
+    (tmp_path / "last.ckpt").touch()
+    for damaged, message in (("{", "config.json is damaged"), ('{"model": 1}', "results of something else")):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=message):
+            second.begin(overwrite=False)
+        assert (tmp_path / "last.ckpt").exists()
+    second.begin(overwrite=True)
+    assert not (tmp_path / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("command", ["compare", "fit"])

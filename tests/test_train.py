@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_place(
     for name in ("last.ckpt", "best.ckpt"):
         assert same(tmp_path / "whole" / name, tmp_path / "stopped" / name), name
     assert fit(dataset, tmp_path / "stopped", *options[2:], "--trainer.max_epochs", "5") == 2
-    assert "epochs 4 there, 5 here" in capsys.readouterr().err
+    assert "max_epochs 4 there, 5 here" in capsys.readouterr().err
     assert fit(dataset, tmp_path / "stopped", *options[2:], "--trainer.max_epochs", "5", "--overwrite") == 0
     assert "Going on" not in capsys.readouterr().out
 
@@ -123,7 +125,7 @@ def test_a_loss_that_is_no_number(
 ) -> None:
     assert fit(dataset, tmp_path / "early", "--model.recipe.lr", "1e30") == 3
     error = capsys.readouterr().err
-    assert re.search(r"the loss of mpvg_vit_nano under mpvg is nan at epoch 0, step 2.*1e\+30.*nothing was kept", error)
+    assert re.search(r"the loss of mpvg_vit_nano under mpvg is nan at epoch 1, step 2.*1e\+30.*nothing was kept", error)
     step = ImageClassification.training_step
 
     def spoilt(self: Any, batch: Any, batch_idx: int) -> Any:
@@ -136,7 +138,7 @@ def test_a_loss_that_is_no_number(
     monkeypatch.setattr(ImageClassification, "training_step", spoilt)
     assert fit(dataset, tmp_path / "late") == 3
     error = capsys.readouterr().err
-    assert re.search(r"nan at epoch 1, step 5: .*Kept: .*last\.ckpt of epoch 0, .*best\.ckpt of epoch 0\.", error)
+    assert re.search(r"nan at epoch 2, step 5: .*Kept: .*last\.ckpt of epoch 1, .*best\.ckpt of epoch 1\.", error)
     assert error.count("\n") == 1
     assert load_model(tmp_path / "late" / "last.ckpt")
 
@@ -171,6 +173,16 @@ def test_options_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
         ({"model": {"name": "mpvg_vit_nan"}}, "did you mean 'mpvg_vit_nano'"),
         ({"model": {"arguments": {"drop_pth_rate": 0.1}}}, "drop_pth_rate"),
         ({"data": {"source": "digts"}}, "did you mean 'digits'"),
+        ({"model": {"arguments": {"num_classes": 7}}}, "'num_classes' is decided by the images"),
+        ({"model": {"recipe": {"opt": "adamv"}}}, "'adamv' is unknown .did you mean 'adam"),
+        ({"model": {"recipe": {"lr": -1}}}, "lr -1"),
+        ({"model": {"recipe": {"warmup": 2}}}, "warmup 2"),
+        ({"model": {"recipe": {"shift": -1}}}, "shift -1"),
+        ({"model": {"recipe": {"label_smoothing": 5}}}, "label_smoothing 5"),
+        ({"model": {"recipe": {"weight_decay": -1}}}, "weight_decay -1"),
+        ({"data": {"batch_size": 0}}, "batch_size 0"),
+        ({"data": {"val_fraction": 2}}, "val_fraction 2"),
+        ({"data": {"val_fraction": 0.999}}, "takes 1436 of 1437 training images"),
         ({"data": {"img_size": 9}}, "9 x 9 pixels cannot be cut"),
         ({"trainer": {"max_epochs": 0}}, "max_epochs 0"),
         ({"trainer": {"accelerator": "abacus"}}, "abacus"),
@@ -242,3 +254,55 @@ def test_bad_checkpoints(dataset: str, tmp_path: Path, monkeypatch: Any, capsys:
     assert "last.ckpt cannot be read as a checkpoint" in said(
         "fit", "--data.source", dataset, "--out", str(out), "--data.batch_size", "8", "--trainer.max_epochs", "1"
     )
+
+
+def test_a_folder_that_was_moved_goes_on(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit(dataset, tmp_path / "whole", "--trainer.max_epochs", "3") == 0
+    step = ImageClassification.training_step
+
+    def stopped(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 6:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassification, "training_step", stopped)
+        assert fit(dataset, tmp_path / "stopped", "--trainer.max_epochs", "3") == 130
+    (tmp_path / "stopped").rename(tmp_path / "moved")
+    assert fit(dataset, tmp_path / "moved", "--trainer.max_epochs", "3") == 0
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(tmp_path / "whole" / name, tmp_path / "moved" / name), name
+    states = [
+        torch.load(tmp_path / out / "last.ckpt", weights_only=True)["callbacks"].values() for out in ("whole", "moved")
+    ]
+    whole, moved = ([state.get("best_model_score") for state in of_run] for of_run in states)
+    assert whole == moved
+
+
+def test_options_of_the_trainer(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
+    assert fit(dataset, tmp_path / "mixed", *mixed) == 0
+    assert fit(dataset, tmp_path / "mixed") == 2
+    error = capsys.readouterr().err
+    assert "precision 'bf16-mixed' there, None here; gradient_clip_val 1.0 there, None here" in error
+    assert fit(dataset, tmp_path / "quiet", "--trainer.enable_progress_bar", "false") == 0
+    assert "images/s" not in capsys.readouterr().out
+    assert (tmp_path / "quiet" / "best.safetensors").exists()
+    assert fit(dataset, tmp_path / "fast", "--trainer.fast_dev_run", "true") == 0
+    assert "No epoch was validated and kept" in capsys.readouterr().out
+    assert fit(dataset, tmp_path / "bare", "--trainer.barebones", "true") == 0
+    often = ["--trainer.val_check_interval", "1", "--trainer.accumulate_grad_batches", "3"]
+    assert fit(dataset, tmp_path / "often", *often) == 0
+    assert torch.load(tmp_path / "often" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes(dataset: str, tmp_path: Path) -> None:
+    words = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-W", "ignore", "-m", "mpvg", "fit", "--data", dataset, "--data.batch_size", "8"]
+    ended = subprocess.run([*command, "--trainer.max_epochs", "2", "--out", str(tmp_path / "two"), *words], timeout=300)
+    assert ended.returncode == 0
+    assert fit(dataset, tmp_path / "one") == 0
+    one, two = (load_model(tmp_path / out / "last.ckpt")[1].state_dict() for out in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError
 from mpvg.files import write_atomically
-from mpvg.train.build import check_name, check_scheme
+from mpvg.train.build import check_name, check_scheme, model_arguments
 
 CARD = "mpvg"  # the card's key in a checkpoint
 MODULE = "model."  # what Lightning puts before our names
@@ -51,15 +51,19 @@ class Card:
     @classmethod
     def from_dict(cls, card: Mapping[str, Any]) -> Card:
         """Return the card that `as_dict` gave, after a way through JSON or not."""
-        seen = card["preprocessing"]
+        seen, arguments, classes = card["preprocessing"], dict(card["arguments"]), tuple(card["classes"])
         height, width = seen["size"]
         preprocessing = Preprocessing((height, width), seen["channels"], tuple(seen["mean"]), tuple(seen["std"]))
+        arguments["img_size"] = tuple(arguments["img_size"])  # a list, after a way through JSON
+        of_images = model_arguments((height, width), len(seen["mean"]), len(classes))
+        if not of_images.items() <= arguments.items() or not len(seen["mean"]) == len(seen["std"]) == seen["channels"]:
+            raise ValueError(f"the model was built with {arguments}, and not for these images and classes: {of_images}")
         return cls(
             check_name(card["model"]),
             check_scheme(card["scheme"]),
-            dict(card["arguments"]),
+            arguments,
             preprocessing,
-            tuple(card["classes"]),
+            classes,
             dict(card["data"]),
         )
 
@@ -95,7 +99,7 @@ def read_checkpoint(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
     Raises:
         UserError: The file is missing, damaged, holds code, or is no checkpoint of mpvg.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint {path} is no file: name a .ckpt or .safetensors that mpvg fit wrote.")
     try:

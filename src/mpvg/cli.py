@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+import torch
+
 from mpvg import __version__
 from mpvg.commands import compare, models
 from mpvg.commands.options import Parser
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, code=2)
     except RunError as error:
         return _fail(error, code=3)
+    except torch.OutOfMemoryError as error:
+        return _fail(f"{str(error).splitlines()[0]} Take a smaller batch, or fewer --workers.", code=3)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -40,6 +40,9 @@ def locked(path: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(f"--out {path} is in use by another mpvg process: wait, or name another folder.") from error
+    except OSError as error:  # some network file systems lock files only
+        os.close(handle)
+        raise UserError(f"--out {path} cannot be locked ({error}): name a folder on a local disk.") from error
     try:
         yield
     finally:
@@ -52,15 +55,17 @@ class OutFolder:
     Args:
         path: The folder.
         configuration: JSON-able; where it is printed, settings go by its keys.
+        results: Patterns of the files that belong to a configuration.
     """
 
-    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, configuration: Mapping[str, Any], *, results: tuple[str, ...]) -> None:
         self.path = path
         self.configuration = configuration
+        self.results = results
         self.file = path / "config.json"
 
     def changes(self) -> list[str]:
-        """Return in words how the configuration in the folder differs from this one; writes nothing.
+        """Return in words how the configuration of the results in the folder differs from this one; writes nothing.
 
         Raises:
             UserError: The folder holds something else, or cannot be read.
@@ -71,13 +76,17 @@ class OutFolder:
                 if any(name[0] != "." for name in names):  # a process that was killed may leave .config.json.123
                     raise UserError(f"--out {self.path} holds other files and no results: name a new or empty folder.")
                 return []
+            if not self._found():
+                return []
             found = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
+        except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
-        if not isinstance(found, dict):
-            return ["its config.json is damaged"]
+            return [f"its config.json is damaged, {error}"]
+        if not isinstance(found, dict) or found.keys() != self.configuration.keys():
+            return ["it holds the results of something else"]
         return [
             f"{key} {found.get(key)!r} there, {value!r} here"
             for key, value in self.configuration.items()
@@ -85,7 +94,7 @@ class OutFolder:
         ]
 
     def refuse_changes(self) -> None:
-        """Raise UserError where the folder holds another configuration."""
+        """Raise UserError where the folder holds results of another configuration."""
         changed = self.changes()
         if changed:
             raise UserError(
@@ -93,12 +102,11 @@ class OutFolder:
                 "anew with --overwrite."
             )
 
-    def begin(self, *, overwrite: bool, results: tuple[str, ...]) -> None:
+    def begin(self, *, overwrite: bool) -> None:
         """Make the folder ready for this configuration.
 
         Args:
             overwrite: Remove the results of another configuration.
-            results: Patterns of the files which those are.
 
         Raises:
             UserError: The folder holds something else, or cannot be written.
@@ -106,9 +114,11 @@ class OutFolder:
         if not overwrite:
             self.refuse_changes()
         try:
-            for pattern in results if self.changes() else ():
-                for file in self.path.glob(pattern):
-                    file.unlink()
+            for file in self._found() if self.changes() else ():
+                file.unlink()
             write_atomically(self.file, json.dumps(self.configuration, indent=2))
         except OSError as error:
             raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
+
+    def _found(self) -> list[Path]:
+        return [file for pattern in self.results for file in self.path.glob(pattern)]

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.width = max(console.width, 120)  # a file or pipe has no width to fit
     shared: dict[str, Any] = {
         "seeds": arguments.seeds,
-        "out": out,
+        "out": out.expanduser(),
         "workers": arguments.workers or (os.cpu_count() or 1 if arguments.device == "cpu" else _ON_A_GPU),
         "device": arguments.device,
         "overwrite": arguments.overwrite,

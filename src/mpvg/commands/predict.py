@@ -37,7 +37,7 @@ def run(args: Sequence[str]) -> int:
     add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (cpu)")
     options = parser.parse_args(list(args))
 
-    files = [file for path in options.images for file in find_images(Path(path))]
+    files = [file for path in options.images for file in find_images(Path(path).expanduser())]
     classifier = load(options.ckpt, device=options.device)
     bad: list[BadImageError] = []
     waiting: list[tuple[Path, Any]] = []

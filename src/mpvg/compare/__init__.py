@@ -17,6 +17,7 @@ from mpvg.compare.runner import Workers
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import results_csv, summarise
 from mpvg.console import say
+from mpvg.data.remarks import remarks
 from mpvg.files import write_atomically
 from mpvg.out import locked
 from mpvg.report import write_compare_report
@@ -60,7 +61,8 @@ def compare(
     with locked(out):
         folder = RunFolder(out, settings, data)
         folder.make(overwrite=overwrite)
-        say(console, f"{settings.model} on {data.name}. {data.note}")
+        for line in (f"{settings.model} on {data.name}. {data.note}", *remarks(data)):
+            say(console, line)
         workers = min(workers, len(names) * max(seeds, len(settings.lrs)))
         with Workers(workers, settings, data, folder, device=device) as pool, Watcher(console).live() as watch:
             trial_records = _complete(tried, pool, folder, watch, later=len(names) * seeds)

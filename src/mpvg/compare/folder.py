@@ -24,11 +24,13 @@ class RunFolder(OutFolder):
     """
 
     def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
-        super().__init__(path, {**settings.as_dict(), "data_hash": fingerprint(data)})
+        configuration = {**settings.as_dict(), "data_hash": fingerprint(data)}
+        results = ("runs/*.json", "trials/*.json", "results.csv", "summary.json", "report.html")
+        super().__init__(path, configuration, results=results)
 
     def make(self, *, overwrite: bool) -> None:
         """Make the folder ready; `overwrite` removes the runs of another configuration."""
-        self.begin(overwrite=overwrite, results=("runs/*.json", "trials/*.json"))
+        self.begin(overwrite=overwrite)
         for kind in ("runs", "trials"):
             (self.path / kind).mkdir(exist_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpvg.compare.settings import Settings
-from mpvg.data.sources import ImageData, load_data
+from mpvg.data.sources import ImageData, held_out, load_data
 from mpvg.errors import UserError
 from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
 
@@ -33,6 +33,8 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[list[str], 
         mixed_size=own_size(settings.model),
         skip_bad_images=settings.skip_bad_images,
     )
+    if data.val is None:
+        held_out(data, settings.val_fraction)
     for name in names:
         check_build(settings.model, name, model_arguments(data.image_size, data.channels, len(data.classes)))
     return names, data

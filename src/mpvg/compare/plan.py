@@ -17,6 +17,7 @@ from mpvg.compare.rates import Job, chosen_rates, trials
 from mpvg.compare.settings import Settings
 from mpvg.compare.training import Schedule, build_model, evaluate
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
+from mpvg.data.remarks import remarks
 from mpvg.data.sources import ImageData, split_validation
 from mpvg.train.recipe import Recipe, build_optimizer, training_step
 
@@ -72,7 +73,7 @@ def plan(
     return {
         "model": settings.model,
         "data": data.name,
-        "note": data.note,
+        "note": " ".join([data.note, *remarks(data)]),
         "settings": settings.as_dict(),
         "device": device,
         "workers": workers,

@@ -33,7 +33,19 @@ def trials(schemes: Sequence[str], settings: Settings) -> list[Job]:
 
 
 def chosen_rates(schemes: Sequence[str], settings: Settings, tried: Sequence[Record]) -> dict[str, float]:
-    """Return each scheme's learning rate, from the records of all trials."""
+    """Return each scheme's learning rate.
+
+    Args:
+        schemes: Their names.
+        settings: The configuration, for the one rate where there is no choice.
+        tried: Records of all trials.
+
+    Returns:
+        The rate by scheme.
+
+    Raises:
+        NonFiniteLossError: A scheme's loss became NaN or infinite with every rate.
+    """
     if not tried:
         return dict.fromkeys(schemes, settings.lrs[0])
     return {scheme: choose([trial for trial in tried if trial["scheme"] == scheme])["lr"] for scheme in schemes}
@@ -58,7 +70,15 @@ def choose(tried: Sequence[Record]) -> Record:
 
 
 def describe_trials(schemes: Sequence[str], tried: Sequence[Record]) -> dict[str, Any] | None:
-    """Return what was tried and chosen, JSON-able, as the report shows it; None where nothing was tried."""
+    """Return what was tried and chosen, as the report shows it.
+
+    Args:
+        schemes: Their names, in the order shown.
+        tried: Records of all trials.
+
+    Returns:
+        JSON-able; None where nothing was tried.
+    """
     if not tried:
         return None
     entries = []

@@ -22,7 +22,7 @@ from mpvg.compare.settings import Settings
 from mpvg.compare.summary import hardware, versions
 from mpvg.compare.training import train_and_test, try_rate
 from mpvg.data.sources import ImageData
-from mpvg.errors import RunError
+from mpvg.errors import NonFiniteLossError, RunError
 from mpvg.files import write_atomically
 
 
@@ -48,6 +48,7 @@ class Workers:
 
     def __init__(self, count: int, settings: Settings, data: ImageData, folder: RunFolder, *, device: str) -> None:
         context = multiprocessing.get_context("spawn")
+        self.others = set(multiprocessing.active_children())
         self.events: Any = context.Queue()
         self.pool = ProcessPoolExecutor(count, context, _start_worker, (settings, data, folder, device, self.events))
 
@@ -56,8 +57,11 @@ class Workers:
 
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        own = set(multiprocessing.active_children()) - self.others
+        for process in own:
             process.terminate()
+        for process in own:
+            process.join()
 
     def run(self, jobs: Sequence[Job], watch: Callable[[Event], None]) -> None:
         """Do jobs and return when all are done.
@@ -67,11 +71,12 @@ class Workers:
             watch: Called in this process with what happens.
 
         Raises:
-            NonFiniteLossError: A run's loss is no number any more; runs that finished are kept.
+            NonFiniteLossError: A run's loss is no number any more; the others were done all the same.
             RunError: A worker was killed.
         """
+        failed: list[NonFiniteLossError] = []
         try:
-            with _ctrl_c_ignored():  # workers inherit it: Ctrl-C is the parent's to handle
+            with _ctrl_c_held_back():  # workers inherit it: Ctrl-C is the parent's to handle
                 pending = {self.pool.submit(_work, job): job for job in jobs}
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -81,21 +86,25 @@ class Workers:
                     except queue.Empty:
                         break
                 for future in done:
-                    watch(Event(pending.pop(future), 1.0, 0.0, future.result()))
+                    job = pending.pop(future)
+                    try:
+                        watch(Event(job, 1.0, 0.0, future.result()))
+                    except NonFiniteLossError as error:
+                        failed.append(error)
         except BrokenProcessPool as error:
             raise RunError("a worker process was killed, perhaps for lack of memory: try fewer --workers.") from error
+        if failed:
+            raise NonFiniteLossError(f"{failed[0]} {len(jobs) - len(failed)} of {len(jobs)} runs ended well.")
 
 
 @contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where Python lets no one set a handler
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block; processes that start in it never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: tuple[Settings, ImageData, RunFolder, str, Any]

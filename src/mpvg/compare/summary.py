@@ -71,7 +71,15 @@ def has_converged(runs: Sequence[Run]) -> bool:
 
 
 def best_run(runs: Sequence[Run], classes: Sequence[str]) -> dict[str, Any]:
-    """Return where the run of the highest validation accuracy errs on the test split, JSON-able."""
+    """Return where the best run of a scheme errs.
+
+    Args:
+        runs: Of one scheme.
+        classes: Names.
+
+    Returns:
+        The run of the highest validation accuracy, counted on the test split; JSON-able.
+    """
     best = max(runs, key=lambda run: (run["val_accuracy"], -run["seed"]))
     return {
         **{key: best[key] for key in ("seed", "val_accuracy", "accuracy", "confusion")},
@@ -203,6 +211,8 @@ def _notes(
             + (f" At the edge of those tried for {', '.join(edge)}: try wider ones." if edge else "")
         )
     notes += remarks(data)
+    if any(run["hardware"] != runs[0]["hardware"] for run in runs):
+        notes.append("The runs are of different hardware: see results.csv.")
     if any(run["versions"] != runs[0]["versions"] for run in runs):
         notes.append("The runs are of different versions of the software: see results.csv.")
     return notes

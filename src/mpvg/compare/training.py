@@ -186,7 +186,7 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
             step += 1
             rate.step_update(step + 1)
             losses.append(loss.item())
-            check_loss(losses[-1], what=str(job), epoch=epoch, step=step, lr=job.lr)
+            check_loss(losses[-1], what=str(job), epoch=epoch + 1, step=step, lr=job.lr)
             if step in points:
                 outcome = evaluate(model, preprocessing, val_pixels, val_labels)
                 curve["step"].append(step)
@@ -200,7 +200,17 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
 
 @torch.inference_mode()
 def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: Tensor) -> Outcome:
-    """Return accuracy, mean cross-entropy and confusions in eval mode."""
+    """Return what a model does with images, in eval mode.
+
+    Args:
+        model: The model.
+        preprocessing: Of its images.
+        pixels: Images (N, C, H, W) in uint8.
+        labels: Classes (N,).
+
+    Returns:
+        Accuracy, mean cross-entropy and confusions.
+    """
     model.eval()
     batches = pixels.split(eval_batch_size(preprocessing.size))
     logits = torch.cat([model(preprocessing(batch)) for batch in batches]).double()

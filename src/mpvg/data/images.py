@@ -66,14 +66,24 @@ def find_images(path: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return all image files below a folder, sorted; those that are hidden, or in a hidden folder, are left out."""
+    """Return all image files below a folder, sorted; those that are hidden, or in a hidden folder, are left out.
+
+    Links to folders are followed; a folder that is reached twice counts once.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if name[0] != "."]  # such as .ipynb_checkpoints, full of copies
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # links that lead back
+            folders.clear()
+            continue
+        seen.add(real)
+        # such as .ipynb_checkpoints, full of copies
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
     return sorted(found)
 
@@ -133,6 +143,8 @@ def to_pixels(image: Image.Image | npt.NDArray[np.uint8], *, size: Size | None, 
         UserError: The image is of another kind, or cannot be decoded.
     """
     _check_channels(channels)
+    if not isinstance(image, np.ndarray | Image.Image):
+        raise UserError(f"an image of type {type(image).__name__}: give a path, a Pillow image or a NumPy array.")
     picture = _from_array(image) if isinstance(image, np.ndarray) else image
     try:
         return _pixels(picture, size, channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from mpvg.data.npz import load_npz
 from mpvg.data.splits import ImageData, Split
 from mpvg.errors import UserError, nearest
 
-__all__ = ["BUILT_IN", "ImageData", "Split", "load_data", "split_validation"]
+__all__ = ["BUILT_IN", "ImageData", "Split", "held_out", "load_data", "split_validation"]
 
 BUILT_IN = ("digits",)
 _LARGEST = 4096  # pixels a side
@@ -46,12 +47,15 @@ def load_data(
     """
     if img_size is not None and not 1 <= img_size <= _LARGEST:
         raise UserError(f"--img-size {img_size} is out of range: images are held in memory, use 1 to {_LARGEST}.")
+    source = os.path.expanduser(source)
     try:
         data = _load(source, img_size, mixed_size, skip_bad_images)
     except OSError as error:
         raise UserError(f"--data {source[:200]!r} cannot be read ({error}): check the path and its rights.") from error
     if img_size is not None and data.image_size != (img_size, img_size):
         data = _resized(data, (img_size, img_size))
+    if len(data.classes) < 2:
+        raise UserError(f"{data.name} has one class, {data.classes[0]!r}: give images of two or more.")
     if data.val is not None:
         return replace(data, note=f"{data.note}.")
     if len(data.train) < _FEWEST:
@@ -79,14 +83,36 @@ def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Sp
         return data.train, data.val
     from sklearn.model_selection import train_test_split
 
+    held = held_out(data, fraction)
+    rows, labels = np.arange(len(data.train)), data.train.labels
+    if min(Counter(labels.tolist()).values()) >= 2 and min(held, len(rows) - held) >= len(data.classes):
+        train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=labels)
+    else:  # too few for as many of each class: but no class loses all its images
+        order = np.random.default_rng(seed).permutation(rows)
+        _, kept = np.unique(labels[order], return_index=True)
+        val = np.delete(order, kept)[:held]
+        train = np.setdiff1d(rows, val)
+    return data.train.take(np.sort(train)), data.train.take(np.sort(val))
+
+
+def held_out(data: ImageData, fraction: float) -> int:
+    """Return how many training images a validation split takes; at least one of each class is left.
+
+    Args:
+        data: The images.
+        fraction: Part of train to take.
+
+    Raises:
+        UserError: The fraction leaves too few to train on.
+    """
     images, classes = len(data.train), len(data.classes)
     held = math.ceil(fraction * images)
-    if not 1 <= held < images:
-        raise UserError(f"a validation fraction of {fraction:g} leaves none of {images} images to train on: lower it.")
-    rare = min(Counter(data.train.labels.tolist()).values())
-    stratify = data.train.labels if rare >= 2 and min(held, images - held) >= classes else None
-    train, val = train_test_split(np.arange(images), test_size=held, random_state=seed, stratify=stratify)
-    return data.train.take(np.sort(train)), data.train.take(np.sort(val))
+    if not 1 <= held <= images - classes:
+        raise UserError(
+            f"a validation fraction of {fraction:g} takes {held} of {images} training images and leaves too few for "
+            f"{classes} classes: lower it, or give a val split."
+        )
+    return held
 
 
 def _load(source: str, img_size: int | None, mixed_size: Size | None, skip_bad_images: bool) -> ImageData:

@@ -14,7 +14,14 @@ MOST_TOKENS = 4096  # attention is quadratic in them
 
 
 def check_name(model: str) -> str:
-    """Return the name of a registered model, or raise UserError."""
+    """Return the name of a registered model.
+
+    Args:
+        model: What the user gave.
+
+    Raises:
+        UserError: There is no such model.
+    """
     known = timm.list_models("mpvg_*")
     if model not in known:
         raise UserError(f"model {model!r} is unknown{nearest(model, known)}: use one of {', '.join(known)}.")
@@ -22,7 +29,14 @@ def check_name(model: str) -> str:
 
 
 def check_scheme(scheme: str) -> str:
-    """Return the canonical text of a scheme, or raise UserError."""
+    """Return the canonical text of a scheme.
+
+    Args:
+        scheme: Name or text, as the user gave it.
+
+    Raises:
+        UserError: There is no such scheme.
+    """
     try:
         return str(PositionScheme.parse(scheme.strip()))
     except ValueError as error:
@@ -30,23 +44,42 @@ def check_scheme(scheme: str) -> str:
 
 
 def own_size(model: str) -> tuple[int, int]:
-    """Return height and width in pixels of the images that a registered model was made for."""
+    """Return the size of the images that a registered model was made for.
+
+    Args:
+        model: Registered name.
+
+    Returns:
+        Height and width in pixels.
+    """
     _, height, width = timm.create_model(model, device="meta").default_cfg["input_size"]
     return height, width
 
 
 def model_arguments(size: tuple[int, int], channels: int, classes: int) -> dict[str, Any]:
-    """Return what `timm.create_model` must know of the images."""
+    """Return what `timm.create_model` must know of the images.
+
+    Args:
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        classes: Number of classes.
+
+    Returns:
+        Its keyword arguments.
+    """
     return {"img_size": size, "in_chans": channels, "num_classes": classes}
 
 
 def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> None:
-    """Raise UserError where a model cannot be built with these arguments, or not under this scheme.
+    """Check that a model can be built with these arguments and under this scheme.
 
     Args:
         model: Registered name.
         scheme: Position scheme.
         arguments: Of `timm.create_model`, those of the images among them.
+
+    Raises:
+        UserError: There is no such model, with the remedy.
     """
     try:
         built = timm.create_model(model, scheme=scheme, device="meta", **arguments)

@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning that are either whole or not there."""
+"""Checkpoints of Lightning that are either whole or not there, in a folder that may be moved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mpvg.files import write_atomically
@@ -20,3 +21,15 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), content.getvalue())
+
+
+class BestAndLast(ModelCheckpoint):
+    """Lightning's, which also remembers the best score where the folder was moved in the meantime."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def moved(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = {key: moved(value) for key, value in state_dict.items() if key.endswith("_model_path")}
+        scores = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -27,12 +28,17 @@ from mpvg.data.remarks import remarks
 from mpvg.errors import NonFiniteLossError, UserError
 from mpvg.out import OutFolder, locked, source_name
 from mpvg.train.build import check_scheme
-from mpvg.train.checkpoints import WholeCheckpoints
+from mpvg.train.checkpoints import BestAndLast, WholeCheckpoints
 from mpvg.train.data import ImageDataModule
 from mpvg.train.module import ImageClassification
 from mpvg.train.progress import TrainingProgress
 
 LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "best.safetensors"
+_RESULTS = ("*.ckpt", WEIGHTS)
+_OF_THE_TRAINER = (  # what changes the weights that come out
+    "max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+    "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+)  # fmt: skip
 _AS_IN_COMPARE = {
     "--data": "--data.source",
     "--img-size": "--data.img_size",
@@ -103,11 +109,15 @@ class Cli(LightningCLI):
     def trainer_for(self, folder: Path | None, callbacks: list[Any]) -> Any:
         """Create the trainer, which writes its logs to a folder, if any."""
         settings = dict(self.config_init["trainer"])
+        if settings["enable_progress_bar"] is False or settings["barebones"]:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+        if settings["enable_checkpointing"] is False or settings["fast_dev_run"] or settings["barebones"]:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         settings["default_root_dir"] = settings["default_root_dir"] or str(folder or ".")
-        if settings["logger"] is None:
+        if settings["logger"] is None and not settings["barebones"]:
             logs = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")] if folder else False
             settings["logger"] = logs
-        if settings["log_every_n_steps"] is None:
+        if settings["log_every_n_steps"] is None and not settings["barebones"]:
             settings["log_every_n_steps"] = min(10, self.datamodule.steps_an_epoch)
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
@@ -118,7 +128,19 @@ class Cli(LightningCLI):
 
 
 def run_fit(args: Sequence[str], console: Console | None = None) -> int:
-    """Run `mpvg fit` and return its exit code."""
+    """Run `mpvg fit`.
+
+    Args:
+        args: Options.
+        console: Where to show progress; None for standard output.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Bad input.
+        NonFiniteLossError: The loss turned NaN; what was kept is named.
+    """
     console = console or Console()
     options: dict[str, dict[str, Any]] = {
         "--out": {"type": str | None, "help": "folder for results (runs/fit-DATA-MODEL-SCHEME)"},
@@ -130,22 +152,25 @@ def run_fit(args: Sequence[str], console: Console | None = None) -> int:
         if epochs is None or epochs < 1:
             raise UserError(f"--trainer.max_epochs {epochs}: name a number of epochs, 1 or more.")
         model, data = cli.model, cli.datamodule
-        model.build_for(data, seed=cli.config.seed_everything)
+        model.build_for(data, seed=int(cli.config.seed_everything))
         scheme = re.sub(r"[^a-z0-9_]+", "-", model.scheme)
-        out = Path(cli.config.out or f"runs/fit-{source_name(data.source)}-{model.name}-{scheme}")
+        out = Path(cli.config.out or f"runs/fit-{source_name(data.source)}-{model.name}-{scheme}").expanduser()
+        if _rank():  # of several processes the first has the folder
+            console.quiet = True
+            _train(cli, out, console)
+            return 0
         with locked(out):
-            folder = OutFolder(out, _configuration(cli))
-            folder.begin(overwrite=cli.config.overwrite, results=("*.ckpt", WEIGHTS))
+            OutFolder(out, _configuration(cli), results=_RESULTS).begin(overwrite=cli.config.overwrite)
+            cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
             _train(cli, out, console)
     return 0
 
 
 def _train(cli: Any, out: Path, console: Console) -> None:
     model, data = cli.model, cli.datamodule
-    cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
     checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
-    last = ModelCheckpoint(filename="last", **checkpoints)
+    best = BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
+    last = BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)
     trainer = cli.trainer_for(out, [TrainingProgress(console), best, last])
     resumed = out / LAST if (out / LAST).is_file() else None
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
@@ -154,7 +179,7 @@ def _train(cli: Any, out: Path, console: Console) -> None:
         say(console, remark)
     if resumed:
         read_checkpoint(resumed)  # says what is wrong with it, if anything
-        say(console, f"Going on from {resumed}, after epoch {_epoch(resumed) + 1}.")
+        say(console, f"Going on from {resumed}, after epoch {_epoch(resumed)}.")
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     except NonFiniteLossError as error:
@@ -162,16 +187,28 @@ def _train(cli: Any, out: Path, console: Console) -> None:
     except SystemExit as error:  # which Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
     if best.best_model_score is None:
-        say(console, "No epoch was validated, so none was kept as the best.")
-        return
-    card, kept = load_model(out / BEST)
-    save_safetensors(out / WEIGHTS, card, kept)
-    say(console, f"Best validation accuracy {100 * best.best_model_score:.2f} %, in {out / BEST} and {out / WEIGHTS}.")
-    say(console, f"Next: mpvg test --ckpt {out / BEST}, or mpvg predict --ckpt {out / BEST} IMAGE ...")
+        say(console, "No epoch was validated and kept as the best.")
+    elif _rank() == 0:
+        card, kept = load_model(out / BEST)
+        save_safetensors(out / WEIGHTS, card, kept)
+        score = f"{100 * best.best_model_score:.2f} %"
+        say(console, f"Best validation accuracy {score}, in {out / BEST} and {out / WEIGHTS}.")
+        say(console, f"Next: mpvg test --ckpt {out / BEST}, or mpvg predict --ckpt {out / BEST} IMAGE ...")
 
 
 def run_test(args: Sequence[str], console: Console | None = None) -> int:
-    """Run `mpvg test` and return its exit code."""
+    """Run `mpvg test`.
+
+    Args:
+        args: Options.
+        console: Where to show the result; None for standard output.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Bad input.
+    """
     options: dict[str, dict[str, Any]] = {
         "--ckpt": {"type": str, "required": True, "help": "the checkpoint: a .ckpt or .safetensors of mpvg fit"},
         "--json": {"action": "store_true", "help": "print the result as JSON"},
@@ -239,9 +276,14 @@ def _configuration(cli: Any) -> dict[str, Any]:
         "data": of_data.pop("source"),
         **of_data,
         "batch_size": data.batch_size,
-        "epochs": cli.config.trainer.max_epochs,
+        **{name: cli.config.trainer[name] for name in _OF_THE_TRAINER},
         "data_hash": fingerprint(data.images),
     }
+
+
+def _rank() -> int:
+    rank: int = getattr(rank_zero_only, "rank", 0)
+    return rank
 
 
 def _kept(out: Path) -> str:
@@ -252,7 +294,7 @@ def _kept(out: Path) -> str:
 
 
 def _epoch(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])
+    return 1 + int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from torch import Tensor
 from mpvg.data.batches import epoch_batches
 from mpvg.data.preprocessing import eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, Split, load_data, split_validation
+from mpvg.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,6 +38,10 @@ class ImageDataModule(lightning.LightningDataModule):
         skip_bad_images: bool = False,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: name a number of images, 1 or more.")
+        if not 0 < val_fraction < 1:
+            raise UserError(f"val_fraction {val_fraction}: name a part between 0 and 1.")
         self.source = source
         self.batch_size = batch_size
         self.img_size = img_size
@@ -63,8 +69,10 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a checkpoint's card keeps of the data."""
-        names = ("source", "img_size", "val_fraction", "skip_bad_images", "seed")
-        return {name: getattr(self, name) for name in names}
+        path = Path(self.source).expanduser()
+        source = str(path.resolve()) if path.exists() else self.source
+        names = ("img_size", "val_fraction", "skip_bad_images", "seed")
+        return {"source": source, **{name: getattr(self, name) for name in names}}
 
     @property
     def steps_an_epoch(self) -> int:

@@ -41,6 +41,9 @@ class ImageClassification(lightning.LightningModule):
         self.name = check_name(name)
         self.scheme = check_scheme(scheme)
         self.arguments = arguments or {}
+        of_data = sorted(set(self.arguments) & set(model_arguments((1, 1), 1, 1)))
+        if of_data:
+            raise UserError(f"model argument {of_data[0]!r} is decided by the images: leave it out.")
         self.lr = default_lr(name) if recipe.lr is None else recipe.lr
         self.recipe = replace(recipe, lr=self.lr)
         self.card: Card | None = None
@@ -103,7 +106,8 @@ class ImageClassification(lightning.LightningModule):
         self.test_accuracy = MulticlassAccuracy(len(card.classes), average="micro")
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.recipe)
+        clipped = bool(self.trainer.gradient_clip_val)  # Lightning clips no fused optimiser in mixed precision
+        optimizer = build_optimizer(self.model, self.recipe, fused=not clipped)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.recipe, steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -120,7 +124,7 @@ class ImageClassification(lightning.LightningModule):
         images, labels = batch
         loss = training_step(self.model, self._normalise(images), labels, self.recipe)
         what = f"{self.name} under {self.scheme}"
-        check_loss(loss.item(), what=what, epoch=self.current_epoch, step=self.global_step + 1, lr=self.lr)
+        check_loss(loss.item(), what=what, epoch=self.current_epoch + 1, step=self.global_step + 1, lr=self.lr)
         self.log("train/loss", loss)
         optimizer: Any = self.optimizers()
         self.log("lr", optimizer.param_groups[0]["lr"])

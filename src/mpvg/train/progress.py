@@ -28,7 +28,7 @@ class TrainingProgress(ProgressBar):
         self.shown = True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.started, self.first_step = time.monotonic(), trainer.global_step
+        self.started, self.batches = time.monotonic(), 0
         if self.shown:
             total = int(trainer.estimated_stepping_batches)
             self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
@@ -37,6 +37,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.batches += 1
         if self.shown and not self.bar.disable:
             self.bar.update(self.task, completed=trainer.global_step, description=self._state(trainer))
 
@@ -57,6 +58,6 @@ class TrainingProgress(ProgressBar):
     def _state(self, trainer: lightning.Trainer) -> str:
         seen = trainer.callback_metrics
         batches: Any = trainer.train_dataloader
-        rate = (trainer.global_step - self.first_step) * batches.batch_size / (time.monotonic() - self.started)
+        rate = self.batches * batches.batch_size / (time.monotonic() - self.started)
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         return f"{epoch}, loss {seen['train/loss']:.3f}, lr {seen['lr']:.1e}, {rate:,.0f} images/s"

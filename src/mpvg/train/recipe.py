@@ -8,12 +8,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mpvg.errors import NonFiniteLossError
+from mpvg.errors import NonFiniteLossError, UserError, nearest
 
 _RATE_TIMES_WIDTH = 0.192
 
@@ -38,9 +38,28 @@ class Recipe:
     label_smoothing: float = 0.1
     shift: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise UserError(f"lr {self.lr}: name a number above 0.")
+        if not self.weight_decay >= 0:
+            raise UserError(f"weight_decay {self.weight_decay}: name a number from 0.")
+        for name in ("warmup", "label_smoothing", "shift"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}: name a part from 0 to below 1.")
+        known = list_optimizers()
+        if self.opt not in known:
+            raise UserError(f"opt {self.opt!r} is unknown{nearest(self.opt, known)}: name one of timm's optimisers.")
+
 
 def default_lr(model: str) -> float:
-    """Return the peak learning rate for a registered model: inverse to its width, 0.004 at 48 channels."""
+    """Return a peak learning rate: inverse to the model's width, 0.004 at 48 channels.
+
+    Args:
+        model: Registered name.
+
+    Returns:
+        The rate, for AdamW and batches of about 64 images.
+    """
     return _RATE_TIMES_WIDTH / timm.create_model(model, device="meta").num_features
 
 
@@ -59,14 +78,32 @@ def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) ->
     return cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
 
 
-def build_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    """Create the optimiser, with the weight decay that timm's rules and the model's own give each parameter."""
-    fused = {"fused": True} if recipe.opt in ("adam", "adamw") else {}
-    return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
+def build_optimizer(model: Any, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
+    """Create the optimiser, with the weight decay that timm's rules and the model's own give each parameter.
+
+    Args:
+        model: The model.
+        recipe: For optimiser, learning rate and weight decay.
+        fused: Take PyTorch's fused kernels where the optimiser has them.
+
+    Returns:
+        The optimiser.
+    """
+    options = {"fused": True} if fused and recipe.opt in ("adam", "adamw") else {}
+    return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **options)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> CosineLRScheduler:
-    """Create the schedule, set for the first of `steps` steps; after step t (from 1) call `step_update(t + 1)`."""
+    """Create the schedule and set the rate of the first step; after step t (from 1) call `step_update(t + 1)`.
+
+    Args:
+        optimizer: Whose rates it sets.
+        recipe: For its warm-up.
+        steps: Steps in all; the cosine ends at zero with the last.
+
+    Returns:
+        timm's schedule, counting steps.
+    """
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=max(steps, 2),  # of one step alone timm warns, and the rate would be zero
@@ -85,7 +122,7 @@ def check_loss(loss: float, *, what: str, epoch: int, step: int, lr: float) -> N
     Args:
         loss: The loss of a step.
         what: What is trained.
-        epoch: From 0.
+        epoch: From 1.
         step: Steps taken, this one included.
         lr: Peak learning rate.
 
