@@ -47,6 +47,7 @@ def test_predictions_are_the_models(checkpoint: Path, tmp_path: Path) -> None:
     file = picture(tmp_path / "a.png")
     pixels = np.asarray(Image.open(file))
     classifier = mpvg.load(checkpoint)
+    assert not classifier.model.training
     scaled = (
         torch.tensor(pixels).permute(2, 0, 1) / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
     ) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]

@@ -99,6 +99,11 @@ def test_a_run_that_was_stopped_ends_in_the_same_place(
         "0.1",
     ]
     assert fit(dataset, tmp_path / "whole", *options) == 0
+    with next(tmp_path.glob("whole/csv/*/metrics.csv")).open(newline="") as file:
+        validated = [float(row["val/accuracy"]) for row in csv.DictReader(file) if row["val/accuracy"]]
+    assert len(set(validated)) > 1
+    best = torch.load(tmp_path / "whole" / "best.ckpt", weights_only=True)["epoch"]
+    assert best == validated.index(max(validated))
     step = ImageClassification.training_step
 
     def stopped(self: Any, batch: Any, batch_idx: int) -> Any:
