@@ -88,7 +88,12 @@ class Cli(LightningCLI):
             args=args,
             run=False,
             parser_class=Parser,
-            parser_kwargs={"prog": f"mpvg {command}", "description": description, "formatter_class": HelpFormatter},
+            parser_kwargs={
+                "prog": f"mpvg {command}",
+                "usage": f"mpvg {command} [--config FILE] [--OPTION VALUE ...]",
+                "description": description,
+                "formatter_class": HelpFormatter,
+            },
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
