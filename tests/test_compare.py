@@ -431,8 +431,9 @@ def test_confusions_are_counted_by_true_class() -> None:
 
 def test_correlations_are_of_images_of_all_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     count = 600  # more than are looked at, and sorted by class as files are
-    images = np.repeat(np.arange(3, dtype=np.uint8), count // 3)[:, None, None] * np.ones((8, 8), np.uint8)
-    changes = {"test_images": images, "test_labels": np.repeat(np.arange(3), count // 3)}
+    labels = np.repeat(np.arange(3), [300, 270, 30])
+    images = labels.astype(np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
+    changes = {"test_images": images, "test_labels": labels}
     data = load_data(save(tmp_path / "set.npz", **changes))
     seen: list[torch.Tensor] = []
 
