@@ -72,18 +72,13 @@ class OutFolder:
         """
         try:
             if not self.file.exists():
-                names = os.listdir(self.path) if self.path.exists() else []
-                if any(name[0] != "." for name in names):  # a process that was killed may leave .config.json.123
-                    raise UserError(f"--out {self.path} holds other files and no results: name a new or empty folder.")
-                return []
+                self._refuse_other_files()
             if not self._found():
                 return []
             found = json.loads(self.file.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             return [f"its config.json is damaged, {error}"]
         if not isinstance(found, dict) or found.keys() != self.configuration.keys():
             return ["it holds the results of something else"]
@@ -119,6 +114,11 @@ class OutFolder:
             write_atomically(self.file, json.dumps(self.configuration, indent=2))
         except OSError as error:
             raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
+
+    def _refuse_other_files(self) -> None:
+        names = os.listdir(self.path) if self.path.exists() else []
+        if any(name[0] != "." for name in names):  # a process that was killed may leave .config.json.123
+            raise UserError(f"--out {self.path} holds other files and no results: name a new or empty folder.")
 
     def _found(self) -> list[Path]:
         return [file for pattern in self.results for file in self.path.glob(pattern)]

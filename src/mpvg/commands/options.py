@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import NoReturn
 
+import torch
+
 from mpvg.errors import UserError
 
 
@@ -43,8 +45,6 @@ def _number(text: str, low: float, high: float, what: str) -> float:
 
 def device(text: str) -> str:
     """Return a device that is there; "auto" is the first GPU, or else the processor."""
-    import torch
-
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):

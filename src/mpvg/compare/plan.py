@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ from mpvg.compare.training import Schedule, build_model, evaluate
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.remarks import remarks
 from mpvg.data.sources import ImageData, split_validation
-from mpvg.train.recipe import Recipe, build_optimizer, training_step
+from mpvg.train.recipe import Recipe, build_optimizer, take_step
 
 _REPETITIONS = 5
 
@@ -104,15 +105,7 @@ def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str)
         model = build_model(settings, scheme, data).to(device)
         optimizer = build_optimizer(model, recipe)
         pixels, labels = to_tensors(train.take(np.arange(schedule.batch_size)), device)
-
-        def step() -> None:
-            loss = training_step(model.train(), preprocessing(pixels), labels, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss.item()
-
-        a_step = _timed(step)
+        a_step = _timed(partial(take_step, model, optimizer, preprocessing(pixels), labels, recipe))
         seen = min(eval_batch_size(preprocessing.size), len(data.test))
         pixels, labels = to_tensors(data.test.take(np.arange(seen)), device)
         an_image = _timed(lambda: evaluate(model, preprocessing, pixels, labels)) / seen

@@ -22,7 +22,7 @@ from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, split_validation
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
-from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, training_step
+from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, take_step
 
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
 
@@ -179,14 +179,11 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
             seed=job.seed,
             epoch=epoch,
         ):
-            loss = training_step(model.train(), preprocessing(batch), target, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            loss = take_step(model, optimizer, preprocessing(batch), target, recipe)
             step += 1
             rate.step_update(step + 1)
-            losses.append(loss.item())
-            check_loss(losses[-1], what=str(job), epoch=epoch + 1, step=step, lr=job.lr)
+            losses.append(loss)
+            check_loss(loss, what=str(job), epoch=epoch + 1, step=step, lr=job.lr)
             if step in points:
                 outcome = evaluate(model, preprocessing, val_pixels, val_labels)
                 curve["step"].append(step)
@@ -194,7 +191,7 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
                 curve["val_accuracy"].append(outcome.accuracy)
                 losses.clear()
             if step % max(schedule.steps // 100, 1) == 0:
-                report(step / schedule.steps, loss.item())
+                report(step / schedule.steps, loss)
     return Trained(model, preprocessing, schedule, len(train), len(val), outcome, curve)
 
 

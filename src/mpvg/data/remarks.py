@@ -20,5 +20,6 @@ def remarks(data: ImageData) -> list[str]:
             f"always answering {data.classes[most]!r} would have {100 * share:.2f} % accuracy."
         )
     if data.skipped:
-        found.append(f"Left out as unreadable: {len(data.skipped)} images; the first is {data.skipped[0]}.")
+        images = "1 image" if len(data.skipped) == 1 else f"{len(data.skipped)} images"
+        found.append(f"Left out as unreadable: {images}; the first is {data.skipped[0]}.")
     return found

@@ -78,6 +78,26 @@ def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) ->
     return cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
 
 
+def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
+    """Take one step down the loss; Lightning does the same around `training_step`.
+
+    Args:
+        model: The model, put into training mode.
+        optimizer: Of its parameters.
+        images: Normalised images (B, C, H, W).
+        labels: Classes (B,).
+        recipe: For the loss.
+
+    Returns:
+        The loss before the step.
+    """
+    loss = training_step(model.train(), images, labels, recipe)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
 def build_optimizer(model: Any, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
     """Create the optimiser, with the weight decay that timm's rules and the model's own give each parameter.
 
