@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
         (["--device", "cuda:99"], "'cuda:99' is not on this machine"),
         (["--img-size", "512"], r"512 x 512 pixels are 16,384 patches.*--img-size 32"),
         (["--img-size", "9"], r"9 x 9 pixels cannot be cut.*2 x 2.*--img-size 8"),
-        (["--img-size", "1"], r"1 x 1 pixels cannot be cut.*--img-size 2"),
+        (["--img-size", "1"], r"1 x 1 pixels cannot be cut.*--img-size 4"),
         (["--data", "mnsit:/tmp"], "did you mean 'mnist'"),
         (["--sedes", "1"], "--sedes"),
     ],

@@ -211,7 +211,7 @@ def test_patch_dropout_keeps_each_patch_with_its_position(scheme: str) -> None:
     model = small(scheme, patch_drop_rate=0.5, reg_tokens=1).train()
     x = images(2, 2, 16, 16)
     torch.manual_seed(0)
-    tokens, positions = model.embed(x)
+    tokens, positions, _ = model.embed(x)
     prefix = model.num_prefix_tokens
     assert tokens.shape[1] == prefix + 8
     if scheme == "mpvg":
@@ -238,7 +238,7 @@ def test_checkpoint_with_another_grid_and_class_token_is_fitted(tmp_path: Path) 
 def test_a_table_that_no_grid_explains_is_refused() -> None:
     model = small("gap")
     with pytest.raises(ValueError, match=r"15 rows.*4 x 4"):
-        mpvg.models.mpvg_vit.filter_checkpoint({"pos_embed": torch.zeros(1, 15, 24)}, model)
+        mpvg.models.weights.filter_checkpoint({"pos_embed": torch.zeros(1, 15, 24)}, model)
 
 
 class TestFacts:

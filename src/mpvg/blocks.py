@@ -3,6 +3,7 @@
     x'      = x + MSA(LN(x) + d)
     x_next  = x' + MLP(LN''(x'))
 
+A family whose block has another second half changes `forward` and keeps `attend`, the half that positions reach.
 Sources: LaPE (delivery through an independent LayerNorm); MPVG, figure 3.
 """
 
@@ -26,34 +27,46 @@ class Block(nn.Module):
     Args:
         block: The timm block whose parts it takes over.
         norm_pos: LN', the norm through which this block's position passes; None where it receives none.
+        reads_initial: Whether LN' reads pos_0 and not the position before it.
 
     Raises:
         ValueError: The block computes something else than timm's Block.
     """
 
-    def __init__(self, block: TimmBlock, norm_pos: nn.Module | None) -> None:
+    def __init__(self, block: TimmBlock, norm_pos: nn.Module | None, reads_initial: bool = False) -> None:
         super().__init__()
         if type(block).forward is not TimmBlock.forward:
             raise ValueError(
                 f"blocks of {type(block).__name__} have another shape: use timm's Block (the default block_fn)."
             )
-        self.norm_pos = norm_pos
+        self.norm_pos, self.reads_initial = norm_pos, reads_initial
         self.norm1, self.attn, self.ls1, self.drop_path1 = block.norm1, block.attn, block.ls1, block.drop_path1
         self.norm2, self.mlp, self.ls2, self.drop_path2 = block.norm2, block.mlp, block.ls2, block.drop_path2
 
-    def forward(self, x: Tensor, pos: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    def attend(self, x: Tensor, pos: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """Return x' = x + MSA(LN(x) + d)."""
+        a = self.norm1(x)
+        if pos is not None:
+            a = a + pos
+        return x + self.drop_path1(self.ls1(self.attn(a, attn_mask=attn_mask)))
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Run the block.
 
         Args:
             x: Tokens (B, N, D).
             pos: Delivered position d (1 or B, N, D), already past its norm; None for none.
             attn_mask: Mask broadcastable to (B, heads, N, N), as timm's attention takes it.
+            grid_size: Token grid (H, W), for blocks that mix neighbours; this one does not.
 
         Returns:
             Tokens (B, N, D).
         """
-        a = self.norm1(x)
-        if pos is not None:
-            a = a + pos
-        x = x + self.drop_path1(self.ls1(self.attn(a, attn_mask=attn_mask)))
+        x = self.attend(x, pos, attn_mask)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

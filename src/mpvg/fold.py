@@ -17,38 +17,47 @@ from mpvg.position import Layerwise, Positions
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class Table(nn.Module):
+    """A stored position (1, N, D), or none."""
+
+    table: Tensor | None
+
+    def __init__(self, table: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+
+    def forward(self) -> Tensor | None:
+        return self.table
+
+
 class Folded:
-    """A model whose positions are stored tables: the one method that forward, features and analysis ask is replaced."""
+    """A model whose positions are stored tables: the methods that forward, features and analysis ask are replaced."""
 
     if TYPE_CHECKING:
-        blocks: Any  # nn.ModuleList of blocks
-        pos_embed: nn.Parameter | None
+        tables: Any  # nn.ModuleList of Table, one for each block
         last_table: Tensor | None
         folded_bias: Tensor | None
-        head: Any
         norm: Any
         patch_embed: Any
-        embed: Any
-        run_blocks: Any
+        initial_position: Any
         last_norm: Any
         forward_head: Any
+        head_weight: Any
 
     def positions(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return the stored positions, each (1, N, D); `grid_size` can only be the one that was folded."""
         if grid_size is not None and grid_size != self.patch_embed.grid_size:
             raise ValueError(f"grid_size={grid_size}: a folded model has one grid. Ask or fold the unfolded model.")
         tables: list[Tensor | None] = []
-        for block in self.blocks:
-            tables.append(block.table)
-        return Positions(self.pos_embed, tables, self.last_table)
+        for table in self.tables:
+            tables.append(table())
+        return Positions(self.initial_position(), tables, self.last_table)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def classify(self, x: Tensor, positions: Positions) -> Tensor:
         """Return logits (B, num_classes); features that are read as tokens keep the table, these need only its mean."""
-        x, positions = self.embed(x)
-        x = self.run_blocks(x, positions, 0, len(self.blocks), attn_mask)
         if self.folded_bias is None:
             return self.forward_head(self.last_norm(x, positions))
-        return F.linear(self.forward_head(self.norm(x), pre_logits=True), self.head.weight, self.folded_bias)
+        return F.linear(self.forward_head(self.norm(x), pre_logits=True), self.head_weight(), self.folded_bias)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put in a new head; the constant returns from the old one's bias into the table."""
@@ -112,10 +121,10 @@ def fold(model: Model) -> Model:
         elif constant is not None and bias is not None:
             bias.add_(constant)
             last_table = None
-    for block, table in zip(folded.blocks, positions.blocks, strict=True):
-        block.norm_pos = None
-        block.register_buffer("table", table)
-    folded.norm_pos = None
+    for module in folded.modules():
+        if getattr(module, "norm_pos", None) is not None:
+            module.norm_pos = None
+    folded.tables = nn.ModuleList(Table(table) for table in positions.blocks)
     folded.register_buffer("last_table", last_table)
     folded.register_buffer("folded_bias", folded_bias)
     folded.freeze_input_size()

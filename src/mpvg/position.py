@@ -7,17 +7,19 @@ The position path never sees the image.
 Sources: MPVG, figure 3; LaPE (hierarchical delivery).
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from mpvg.scheme import Plan
+from mpvg.blocks import norm_like
+from mpvg.scheme import Plan, PositionScheme
 
 
 class Positions(NamedTuple):
-    """The positions of one model at one grid; every table is (1, N, D), the class token's row first.
+    """The positions of one model at one grid: tables (1, N, D) with the class token's row first, in Swin (1, H, W, D).
 
     initial: pos_0, or None without a table.
     blocks: d_l for each block, None where a block receives nothing.
@@ -29,27 +31,88 @@ class Positions(NamedTuple):
     last: Tensor | None
 
 
+class Blocks(nn.ModuleList):
+    """Blocks of one resolution, each with `norm_pos`, `reads_initial` and `forward(x, pos, attn_mask, grid_size)`."""
+
+    def deliver(self, initial: Tensor | None, previous: Tensor | None) -> list[Tensor | None]:
+        """Return d_l for each block, None where it receives nothing.
+
+        Args:
+            initial: pos_0.
+            previous: The position delivered before these blocks; pos_0 for the first.
+        """
+        delivered: list[Tensor | None] = []
+        for block in self:
+            if block.norm_pos is None:
+                delivered.append(None)
+            else:
+                source = initial if block.reads_initial else previous
+                assert source is not None  # a model that delivers has a table
+                previous = block.norm_pos(source)  # type: ignore[operator]
+                delivered.append(previous)
+        return delivered
+
+    def run(
+        self,
+        x: Tensor,
+        delivered: list[Tensor | None],
+        start: int,
+        stop: int,
+        checkpointing: bool,
+        attn_mask: Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Run blocks start <= l < stop, each with its position.
+
+        Args:
+            x: Tokens entering block `start`.
+            delivered: One position a block, as many rows as x has tokens.
+            start: First block.
+            stop: Block before which to stop.
+            checkpointing: Compute activations again on the way back instead of keeping them.
+            attn_mask: Mask for every attention, as timm takes it.
+            grid_size: Token grid (H, W).
+
+        Returns:
+            Tokens leaving block `stop - 1`.
+        """
+        for i, block in enumerate(self):
+            if start <= i and i < stop:
+                if checkpointing and not torch.jit.is_scripting():
+                    x = checkpoint(block, x, delivered[i], attn_mask, grid_size)
+                else:
+                    x = block(x, delivered[i], attn_mask, grid_size)
+        return x
+
+
 class Layerwise:
     """What a model needs to deliver positions by a plan; a mixin of timm model classes.
 
-    The model brings `blocks` (each with `norm_pos` and `forward(x, pos, attn_mask)`), `norm` (the Last LN), `norm_pos`
-    (the LN' at the Last LN) and `initial_position`; forward passes, analysis and folding all use `positions`.
+    The model brings `blocks` (or stages of them), `norm` (the Last LN), `norm_pos` (the LN' at the Last LN) and
+    `initial_position`; forward passes, analysis and folding all use `positions`.
     """
 
     if TYPE_CHECKING:  # no class annotations at run time: TorchScript would try to read them
-        blocks: Any  # nn.ModuleList of blocks
+        blocks: Any  # Blocks
         norm: nn.Module
         norm_pos: nn.Module | None
-        grad_checkpointing: bool
 
         def initial_position(self, grid_size: tuple[int, int] | None = None) -> Tensor | None: ...
+        def modules(self) -> Iterator[nn.Module]: ...
+        def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
 
-    def follow(self, plan: Plan) -> None:
-        """Take over a plan, as plain attributes because TorchScript does not read a NamedTuple's fields."""
-        self.plan = plan
+    def follow(self, scheme: PositionScheme, plan: Plan) -> None:
+        """Take over a scheme and its plan, and make the Last LN's LN'.
+
+        Args:
+            scheme: The scheme, to be told and saved.
+            plan: The scheme for this model's depth.
+        """
+        # TorchScript does not read a NamedTuple's fields: what it needs of them is a plain attribute
+        self.scheme, self.plan = scheme, plan
         self.joins_input = plan.join_input
-        self.reads_initial = [source == "initial" for source in plan.blocks]
         self.last_source: Any = plan.last
+        self.norm_pos = None if plan.last is None else norm_like(self.norm)
 
     def positions(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return every position of the model; no image is needed.
@@ -58,50 +121,46 @@ class Layerwise:
             grid_size: Token grid (H, W); None for the grid the model was built for.
 
         Returns:
-            pos_0, what each block receives and what joins the Last LN, each (1, N, D).
+            pos_0, what each block receives and what joins the Last LN, each (1, N, D) (Swin: (1, H, W, D)).
         """
         initial = self.initial_position(grid_size)
-        blocks: list[Tensor | None] = []
-        pos = initial
-        for i, block in enumerate(self.blocks):
-            if block.norm_pos is None:
-                blocks.append(None)
-            else:
-                source = initial if self.reads_initial[i] else pos
-                assert source is not None  # a model that delivers has a table
-                pos = block.norm_pos(source)
-                blocks.append(pos)
+        blocks = self.deliver(initial)
         last: Tensor | None = None
         if self.norm_pos is not None:
             source = initial if self.last_source == 0 else blocks[self.last_source]
             assert source is not None
-            last = self.norm_pos(source)
+            last = self.norm_pos(self.to_last(source))
         return Positions(initial, blocks, last)
 
-    def run_blocks(
-        self, x: Tensor, positions: Positions, start: int, stop: int, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        """Run blocks start <= l < stop, each with its position.
+    def deliver(self, initial: Tensor | None) -> list[Tensor | None]:
+        """Return what each block receives; a model of several resolutions merges positions between its stages."""
+        return self.blocks.deliver(initial, initial)
 
-        Args:
-            x: Tokens (B, N, D) entering block `start`.
-            positions: Positions of the N tokens.
-            start: First block.
-            stop: Block before which to stop.
-            attn_mask: Mask for every attention, as timm takes it.
+    def to_last(self, source: Tensor) -> Tensor:
+        """Return the position s that the Last LN's LN' reads, at the resolution of the last block."""
+        return source
 
-        Returns:
-            Tokens (B, N, D) leaving block `stop - 1`.
-        """
-        for i, block in enumerate(self.blocks):
-            if start <= i and i < stop:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, positions.blocks[i], attn_mask)
-                else:
-                    x = block(x, positions.blocks[i], attn_mask)
-        return x
+    def all_blocks(self) -> list[Any]:
+        """Return the blocks, in the order of `positions().blocks`; CeiT's LCA, the entry after the last, is none."""
+        return [block for part in self.modules() if isinstance(part, Blocks) for block in part]
 
     def last_norm(self, x: Tensor, positions: Positions) -> Tensor:
-        """Return y = LN(x_L) [+ LN'(s)] for tokens (B, N, D)."""
+        """Return y = LN(x_L) [+ LN'(s)] for the tokens that leave the last block."""
         y, last = self.norm(x), positions.last
         return y if last is None else y + last
+
+    def classify(self, x: Tensor, positions: Positions) -> Tensor:
+        """Return logits (B, num_classes) for the tokens that leave the last block."""
+        return self.forward_head(self.last_norm(x, positions))
+
+    def pooled_constant(self, positions: Positions) -> Tensor | None:
+        """Return c (D,), what the Last LN's position adds to pooled features; None where that is no constant."""
+        return None
+
+    def freeze_input_size(self) -> None:
+        """Accept only images of the size that the model is built for."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_model_args":  # what timm's create_model records, and saves as JSON, to build the model again
+            value = {**value, "scheme": str(self.scheme)}
+        super().__setattr__(name, value)

@@ -27,6 +27,7 @@ Source = Literal["initial", "previous"]
 SchemeLike = Union["PositionScheme", str, Mapping[str, Any]]
 
 _UNNAMED: Final = cast(Any, object())  # tells `last_norm` left out from `last_norm` asked for
+_POOLED: Final = {"default": "gap", "lape": "lape_gap"}  # what they mean in a family without class tokens
 
 
 class Plan(NamedTuple):
@@ -105,36 +106,51 @@ class PositionScheme:
         object.__setattr__(self, name, value)  # the canonical form of a frozen instance
 
     @classmethod
-    def parse(cls, value: SchemeLike) -> PositionScheme:
+    def parse(cls, value: SchemeLike, *, class_tokens: bool = True) -> PositionScheme:
         """Return the scheme that a name, text, mapping or scheme stands for.
 
         Args:
             value: A preset's name ("lape"), text ("mpvg:last_norm=5,first_block=true"), a mapping
                 ({"base": "mpvg", "last_norm": 5}, base "mpvg" unless named) or a PositionScheme.
+            class_tokens: Whether the model's family has them. Where it has none, "default" means "gap" and "lape"
+                means "lape_gap".
 
         Returns:
             The scheme in canonical form.
 
         Raises:
-            ValueError: An unknown preset, an unknown field, or a combination that means nothing.
+            ValueError: An unknown preset, an unknown field, a combination that means nothing, or a class token in a
+                family without.
+
+        Source:
+            MPVG, tables 1 to 4: its Default and LaPE read out Swin by average pooling.
         """
         if isinstance(value, cls):
-            return value
-        if isinstance(value, str):
+            preset = next((name for name, scheme in SCHEMES.items() if scheme == value), None)
+            scheme = value if class_tokens or preset not in _POOLED else SCHEMES[_POOLED[preset]]
+        elif isinstance(value, str):
             base, colon, text = value.partition(":")
-            return cls._override(base.strip(), _read_fields(text, whole=value) if colon else {})
-        if isinstance(value, Mapping):
+            named = _read_fields(text, whole=value) if colon else {}
+            scheme = cls._override(base.strip(), named, class_tokens)
+        elif isinstance(value, Mapping):
             named = dict(value)
-            return cls._override(named.pop("base", "mpvg"), named)
-        raise ValueError(
-            f"scheme={value!r} is no scheme: use a name ({', '.join(SCHEMES)}), text, a mapping or a scheme."
-        )
+            scheme = cls._override(named.pop("base", "mpvg"), named, class_tokens)
+        else:
+            raise ValueError(
+                f"scheme={value!r} is no scheme: use a name ({', '.join(SCHEMES)}), text, a mapping or a scheme."
+            )
+        if scheme.class_token and not class_tokens:
+            raise ValueError(
+                f"scheme {str(scheme)!r} has class_token=True, and this model's family reads out the mean over its "
+                "tokens: use a scheme without class token, such as 'gap', 'lape_gap', 'pvg' or 'mpvg'."
+            )
+        return scheme
 
     @classmethod
-    def _override(cls, base: object, named: Mapping[str, Any]) -> PositionScheme:
+    def _override(cls, base: object, named: Mapping[str, Any], class_tokens: bool) -> PositionScheme:
         if not isinstance(base, str) or base not in SCHEMES:
             raise ValueError(f"scheme {base!r} is unknown{nearest(base, SCHEMES)}: use one of {', '.join(SCHEMES)}.")
-        switches = asdict(SCHEMES[base])
+        switches = asdict(SCHEMES[base if class_tokens else _POOLED.get(base, base)])
         for name in named:
             if name not in switches:
                 raise ValueError(

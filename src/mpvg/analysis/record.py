@@ -30,8 +30,9 @@ def correlation_by_block(model: Any, images: Tensor) -> dict[int, float | None]:
     def keep_mean(block: int) -> Any:
         return lambda module, args, output: means.__setitem__(block, output.mean(dim=0))
 
-    delivered = {block: table for block, table in enumerate(model.positions().blocks) if table is not None}
-    hooks = [model.blocks[block].norm1.register_forward_hook(keep_mean(block)) for block in delivered]
+    blocks = model.all_blocks()
+    delivered = {i: table for i, table in enumerate(model.positions().blocks[: len(blocks)]) if table is not None}
+    hooks = [blocks[block].norm1.register_forward_hook(keep_mean(block)) for block in delivered]
     try:
         model(images)
     finally:

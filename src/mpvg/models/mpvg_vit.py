@@ -1,6 +1,7 @@
 """DeiT under every position scheme: timm's VisionTransformer with layer-wise blocks.
 
-State-dict names are timm's plus `blocks.<i>.norm_pos.*` and `norm_pos.*` (the one at the Last LN).
+State-dict names are timm's plus `blocks.<i>.norm_pos.*` and `norm_pos.*` (the one at the Last LN). ViT-Lite, T2T-ViT
+and CeiT are this class with another block, patch embedding or read-out.
 Sources: DeiT (ICML 2021), MPVG tables 1, 5 and 6.
 """
 
@@ -8,18 +9,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Format, PatchDropoutWithIndices, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import Format, PatchDropoutWithIndices, to_2tuple, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpvg.blocks import Block, norm_like
-from mpvg.models.weights import filter_checkpoint
-from mpvg.position import Layerwise, Positions
+from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
+from mpvg.position import Blocks, Layerwise, Positions
 from mpvg.scheme import PositionScheme, SchemeLike
-from mpvg.tables import POS_EMBEDS, make_sinusoid, resize_table, token_rows
+from mpvg.tables import make_sinusoid, resize_table, token_rows
 
 
 class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
@@ -47,6 +47,10 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         cls_token: nn.Parameter | None
         reg_token: nn.Parameter | None
         patch_drop: nn.Module
+        grad_checkpointing: bool
+
+    block_class = Block
+    table_std = 0.02  # of a learned table at the start
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         **timm_args: Any,
     ) -> None:
         scheme = PositionScheme.parse(scheme)
-        _refuse_contradictions(scheme, pos_embed, class_token=class_token, global_pool=global_pool)
+        check_arguments(scheme, pos_embed, class_token=class_token, global_pool=global_pool)
         super().__init__(
             class_token=scheme.class_token,
             global_pool=("token" if scheme.class_token else "avg") if global_pool is None else global_pool,
@@ -78,31 +82,20 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def _make_layerwise(self, scheme: PositionScheme, pos_embed: str) -> None:
         """Turn a timm instance into ours: give its blocks and its Last LN their position norms."""
+        check_size(self.patch_embed.img_size, self.size_step())
         plan = scheme.plan(len(self.blocks))
         if plan.last is not None and isinstance(self.norm, nn.Identity):
             raise ValueError(
                 f"last_norm={plan.last} needs a norm before pooling to join: leave out fc_norm=True and "
                 "final_norm=False, or use a scheme with last_norm=None."
             )
-        if (self.pos_embed is not None) != plan.uses_positions:
-            raise ValueError(
-                f"pos_embed={pos_embed!r} with scheme {str(scheme)!r}: "
-                + (
-                    "nothing would read the table, use pos_embed='none'."
-                    if self.pos_embed is not None
-                    else f"there is no table to deliver or join, use pos_embed={POS_EMBEDS[0]!r} or another scheme."
-                )
-            )
-        if pos_embed == "sincos2d" and self.embed_dim % 4:
-            raise ValueError(f"embed_dim={self.embed_dim} with pos_embed='sincos2d': use a multiple of 4.")
-        self.scheme = scheme
-        self.follow(plan)
+        check_table(scheme, plan, pos_embed, self.embed_dim)
+        self.follow(scheme, plan)
         self.pos_kind = pos_embed
-        self.blocks = nn.ModuleList(
-            Block(block, norm_like(block.norm1) if source else None)
+        self.blocks = Blocks(
+            self.block_class(block, norm_like(block.norm1) if source else None, reads_initial=source == "initial")
             for block, source in zip(self.blocks, plan.blocks, strict=True)
         )
-        self.norm_pos = None if plan.last is None else norm_like(self.norm)
         self.patch_drop = PatchDropoutWithIndices(getattr(self.patch_drop, "prob", 0.0), self.num_prefix_tokens)
         self.has_class_row = self.has_class_token and not self.no_embed_class
         self.num_rowless = self.num_prefix_tokens - int(self.has_class_row)  # registers have no row in the table
@@ -119,19 +112,14 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         self.pos_embed, self.cls_token = table, class_token
         with torch.no_grad():
             if table is not None and self.pos_kind == "learn":
-                trunc_normal_(table[:, int(self.has_class_row) :], std=0.02)
+                trunc_normal_(table[:, int(self.has_class_row) :], std=self.table_std)
                 if self.has_class_row:
-                    trunc_normal_(table[:, :1], std=0.02)
+                    trunc_normal_(table[:, :1], std=self.table_std)
             elif table is not None:
                 sinusoid = make_sinusoid(self.pos_kind, self.patch_embed.grid_size, self.embed_dim, self.has_class_row)
                 table.copy_(sinusoid)
             if class_token is not None:
                 trunc_normal_(class_token, std=0.02)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_model_args":  # what timm's create_model records, and saves as JSON, to build the model again
-            value = {**value, "scheme": str(self.scheme)}
-        super().__setattr__(name, value)
 
     def initial_position(self, grid_size: tuple[int, int] | None = None) -> Tensor | None:
         """Return pos_0 (1, [1 +] H*W, D) for a grid; None for the grid of the table."""
@@ -139,13 +127,16 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             return self.pos_embed
         return resize_table(self.pos_embed, self.pos_kind, grid_size, self.patch_embed.grid_size, self.has_class_row)
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
-        """Turn images (B, C, H, W) into x_0 (B, N, D) and the positions of its N tokens."""
+    def embed(self, x: Tensor) -> tuple[Tensor, Positions, tuple[int, int]]:
+        """Turn images (B, C, H, W) into x_0 (B, N, D), the positions of its N tokens and their grid."""
+        check_size((x.shape[2], x.shape[3]), self.size_step())
         x = self.patch_embed(x)
         if self.dynamic_img_size:
-            positions = self.positions((x.shape[1], x.shape[2]))
+            grid_size = (x.shape[1], x.shape[2])
+            positions = self.positions(grid_size)
             x = x.flatten(1, 2)
         else:
+            grid_size = self.patch_embed.grid_size
             positions = self.positions()
         if self.reg_token is not None:
             x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
@@ -155,29 +146,59 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         if self.joins_input and initial is not None:
             x = x + token_rows(initial, self.has_class_row, self.num_rowless)
         x, keep = self.patch_drop(self.pos_drop(x))
-        return self.norm_pre(x), self._at_tokens(positions, keep)
+        return self.norm_pre(x), self._at_tokens(positions, keep), grid_size
+
+    def size_step(self) -> tuple[int, int]:
+        """Return the pixels (H, W) of which image sizes must be multiples."""
+        return (1, 1) if self.patch_embed.dynamic_img_pad else self.patch_embed.patch_size
+
+    def largest_attention(self) -> int:
+        """Return how many patches attend to each other."""
+        return self.patch_embed.num_patches
 
     def _at_tokens(self, positions: Positions, keep: Tensor | None) -> Positions:
         """Give every token its row; registers and dropped patches are where tokens and table rows differ."""
         if self.num_rowless == 0 and keep is None:
             return positions
         spread: list[Tensor | None] = []
-        for rows in [positions.initial] + positions.blocks + [positions.last]:  # noqa: RUF005 (TorchScript)
+        depth = len(self.blocks)
+        for rows in [positions.initial, positions.last] + positions.blocks[:depth]:  # noqa: RUF005 (TorchScript)
             if rows is None:
                 spread.append(None)
             else:
                 spread.append(token_rows(rows, self.has_class_row, self.num_rowless, keep))
-        return Positions(spread[0], spread[1:-1], spread[-1])
+        return Positions(spread[0], spread[2:] + positions.blocks[depth:], spread[1])
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        positions: Positions,
+        start: int,
+        stop: int,
+        attn_mask: Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return the tokens (B, N, D) that leave block `stop - 1`, given those that enter block `start`."""
+        return self.blocks.run(x, positions.blocks, start, stop, self.grad_checkpointing, attn_mask, grid_size)
+
+    def encode(self, x: Tensor, attn_mask: Tensor | None = None) -> tuple[Tensor, Positions]:
+        """Return x_L (B, N, D), the tokens that leave the last block, and the positions."""
+        x, positions, grid_size = self.embed(x)
+        return self.run_blocks(x, positions, 0, len(self.blocks), attn_mask, grid_size), positions
+
+    def combine(self, outputs: list[Tensor], positions: Positions) -> tuple[Tensor, Positions]:
+        """Return what the Last LN reads, given what each block put out, and the positions that go with it."""
+        return outputs[-1], positions
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return y (B, N, D), the tokens after the Last LN and its position."""
-        x, positions = self.embed(x)
-        x = self.run_blocks(x, positions, 0, len(self.blocks), attn_mask)
+        x, positions = self.encode(x, attn_mask)
         return self.last_norm(x, positions)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return logits (B, num_classes) for images (B, C, H, W)."""
-        return self.forward_head(self.forward_features(x, attn_mask))
+        x, positions = self.encode(x, attn_mask)
+        return self.classify(x, positions)
 
     def forward_intermediates(
         self,
@@ -195,35 +216,40 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is unknown: use 'NCHW' or 'NLC'.")
         take, last = feature_take_indices(len(self.blocks), indices)
-        height, width = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
-        x, positions = self.embed(x)
+        x, positions, grid_size = self.embed(x)
+        outputs: list[Tensor] = []
+        for i in range(last + 1 if stop_early else len(self.blocks)):
+            x = self.run_blocks(x, positions, i, i + 1, attn_mask, grid_size)
+            outputs.append(x)
         intermediates: list[Tensor] = []
         prefixes: list[Tensor] = []
-        for i in range(last + 1 if stop_early else len(self.blocks)):
-            x = self.run_blocks(x, positions, i, i + 1, attn_mask)
-            if i in take:
-                tokens = self.last_norm(x, positions) if norm else x
-                prefixes.append(tokens[:, : self.num_prefix_tokens])
-                tokens = tokens[:, self.num_prefix_tokens :]
-                if output_fmt == "NCHW":
-                    tokens = tokens.transpose(1, 2).reshape(x.shape[0], -1, height, width).contiguous()
-                intermediates.append(tokens)
+        for i in sorted(set(take)):
+            tokens = self.last_norm(outputs[i], positions) if norm else outputs[i]
+            prefixes.append(tokens[:, : self.num_prefix_tokens])
+            tokens = tokens[:, self.num_prefix_tokens :]
+            if output_fmt == "NCHW":
+                tokens = tokens.transpose(1, 2).reshape(x.shape[0], -1, *grid_size).contiguous()
+            intermediates.append(tokens)
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": intermediates}
             if with_prefix:
                 result["image_intermediates_prefix"] = prefixes
             if not intermediates_only:
-                result["image_features"] = self.last_norm(x, positions)
+                result["image_features"] = self.last_norm(*self.combine(outputs, positions))
             return result
         taken: list[Any] = list(zip(intermediates, prefixes, strict=True)) if with_prefix else intermediates
-        return taken if intermediates_only else (self.last_norm(x, positions), taken)
+        return taken if intermediates_only else (self.last_norm(*self.combine(outputs, positions)), taken)
 
     def pooled_constant(self, positions: Positions) -> Tensor | None:
         """Return c (D,), what the Last LN's position adds to the pooled features; None where that is no constant."""
         if positions.last is None or self.global_pool != "avg":
             return None
         return positions.last[0, int(self.has_class_row) :].mean(dim=0)
+
+    def head_weight(self) -> Tensor:
+        """Return W (num_classes, D) of the classifier."""
+        return self.head.weight
 
     def freeze_input_size(self) -> None:
         """Accept only images of the size that the model is built for."""
@@ -247,6 +273,8 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Fit the table and the patch embedding for another image or patch size (pixels; int or (H, W))."""
+        if img_size is not None and not self.patch_embed.dynamic_img_pad:
+            check_size(to_2tuple(img_size), to_2tuple(patch_size or self.patch_embed.patch_size))
         table, old_size = self.pos_embed, self.patch_embed.grid_size
         self.pos_embed = None  # timm would count a row for every prefix token
         super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given
@@ -256,58 +284,17 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         self.pos_embed = table
 
 
-def _refuse_contradictions(
-    scheme: PositionScheme, pos_embed: str, *, class_token: bool | None, global_pool: str | None
-) -> None:
-    if pos_embed not in POS_EMBEDS:
-        raise ValueError(f"pos_embed={pos_embed!r} is unknown: use one of {', '.join(POS_EMBEDS)}.")
-    if class_token is not None and class_token != scheme.class_token:
-        raise ValueError(
-            f"class_token={class_token} contradicts scheme {str(scheme)!r}, where it is {scheme.class_token}: "
-            "leave class_token out or choose another scheme."
-        )
-    if global_pool and global_pool != ("token" if scheme.class_token else "avg"):
-        raise ValueError(
-            f"global_pool={global_pool!r} contradicts scheme {str(scheme)!r}, which reads out "
-            f"{'the class token' if scheme.class_token else 'the mean over tokens'}: leave global_pool out."
-        )
-
-
 def _create(variant: str, *, pretrained: bool, out_indices: int | Sequence[int] = 3, **model_args: Any) -> nn.Module:
-    return build_model_with_cfg(
-        LayerwiseVisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=filter_checkpoint,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **model_args,
-    )
-
-
-def _cfg(**overrides: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **overrides,
-    }
+    cls = LayerwiseVisionTransformer
+    return create(cls, variant, pretrained=pretrained, out_indices=out_indices, **model_args)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "mpvg_deit_tiny_patch16_224": _cfg(),
-        "mpvg_deit_small_patch16_224": _cfg(),
-        "mpvg_deit_base_patch16_224": _cfg(),
-        "mpvg_vit_nano": _cfg(input_size=(3, 32, 32), num_classes=10, crop_pct=1.0),
+        "mpvg_deit_tiny_patch16_224": cfg(),
+        "mpvg_deit_small_patch16_224": cfg(),
+        "mpvg_deit_base_patch16_224": cfg(),
+        "mpvg_vit_nano": cfg(input_size=(3, 32, 32), num_classes=10, crop_pct=1.0),
     }
 )
 

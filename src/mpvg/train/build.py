@@ -10,7 +10,7 @@ import timm
 from mpvg.errors import UserError, nearest
 from mpvg.scheme import PositionScheme
 
-MOST_TOKENS = 4096  # attention is quadratic in them
+MOST_TOKENS = 4096  # that attend to each other: the work is quadratic in them
 
 
 def check_name(model: str) -> str:
@@ -81,20 +81,21 @@ def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> None:
     Raises:
         UserError: There is no such model, with the remedy.
     """
+    (height, width), own = arguments["img_size"], own_size(model)
     try:
         built = timm.create_model(model, scheme=scheme, device="meta", **arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{model} under {scheme}: {error}") from error
-    (height, width), (down, across) = arguments["img_size"], built.patch_embed.patch_size
-    if height % down or width % across:
-        better = max(down, round(max(height, width) / down) * down)
-        raise UserError(
-            f"images of {height} x {width} pixels cannot be cut into {model}'s patches of {down} x {across}: resize "
-            f"them with --img-size {better}, say."
-        )
-    tokens = height // down * (width // across)
+        at_own_size = {**arguments, "img_size": own}
+        try:
+            fits = timm.create_model(model, scheme=scheme, device="meta", **at_own_size)
+        except (TypeError, ValueError):  # then it is not the size
+            raise UserError(f"{model} under {scheme}: {error}") from error
+        step = max(fits.size_step())
+        better = max(step, round(max(height, width) / step) * step)
+        raise UserError(f"{model}: {error} Resize them with --img-size {better}, say.") from error
+    tokens = built.largest_attention()
     if tokens > MOST_TOKENS:
         raise UserError(
             f"images of {height} x {width} pixels are {tokens:,} patches for {model}, more than {MOST_TOKENS:,}: "
-            f"resize them with --img-size {own_size(model)[0]}, say, or take a model of larger patches."
+            f"resize them with --img-size {own[0]}, say, or take a model of larger patches."
         )
