@@ -27,9 +27,9 @@ class Switches:
     drop_class_row: bool = False
 
 
-def layer_norm(x: Tensor, weights: Weights, name: str) -> Tensor:
+def layer_norm(x: Tensor, weights: Weights, name: str, eps: float = 1e-6) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    scale = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    scale = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     return centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
@@ -46,9 +46,12 @@ def attention(x: Tensor, weights: Weights, name: str, heads: int) -> Tensor:
     return linear(mixed.permute(0, 2, 1, 3).reshape(batch, count, width), weights, f"{name}.proj")
 
 
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
 def mlp(x: Tensor, weights: Weights, name: str) -> Tensor:
-    hidden = linear(x, weights, f"{name}.fc1")
-    return linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), weights, f"{name}.fc2")
+    return linear(gelu(linear(x, weights, f"{name}.fc1")), weights, f"{name}.fc2")
 
 
 def patches(image: Tensor, weights: Weights, patch: int) -> Tensor:
@@ -59,7 +62,7 @@ def patches(image: Tensor, weights: Weights, patch: int) -> Tensor:
     return pieces @ kernel.reshape(kernel.shape[0], -1).T + weights["patch_embed.proj.bias"]
 
 
-def delivered(weights: Weights, depth: int, switches: Switches) -> dict[int, Tensor]:
+def delivered(weights: Weights, depth: int, switches: Switches, eps: float = 1e-6) -> dict[int, Tensor]:
     """d_l for every block that receives one."""
     pos0 = weights["pos_embed"]
     out: dict[int, Tensor] = {}
@@ -68,7 +71,7 @@ def delivered(weights: Weights, depth: int, switches: Switches) -> dict[int, Ten
     receivers = list(range(0 if switches.first_block else 1, depth))
     previous = pos0
     for block in reversed(receivers) if switches.reverse_chain else receivers:
-        previous = layer_norm(previous if switches.hierarchical else pos0, weights, f"blocks.{block}.norm_pos")
+        previous = layer_norm(previous if switches.hierarchical else pos0, weights, f"blocks.{block}.norm_pos", eps)
         out[block] = previous
     return out
 

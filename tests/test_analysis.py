@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from families import FAMILIES, Family, build, inputs
 from helpers import images, small
 from mpvg.analysis.measures import correlation
 from mpvg.analysis.record import correlation_by_block
@@ -30,6 +31,18 @@ def test_recorded_tokens_are_what_positions_are_added_to(scheme: str) -> None:
         tokens = model.blocks[block].norm1(leaving[block - 1]).mean(dim=0)
         table = model.positions().blocks[block][0, int(model.has_class_token) :]
         assert found[block] == pytest.approx(correlation(tokens, table), abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models[0])
+def test_every_family_has_its_point_at_each_block_that_receives(family: Family) -> None:
+    model, x = build(family, "mpvg"), inputs(family, batch=6)
+    found = correlation_by_block(model, x)
+    assert list(found) == [block for block, source in enumerate(model.plan.blocks) if source]
+    tokens: list[torch.Tensor] = []
+    last = family.depth - 1
+    model.all_blocks()[last].norm1.register_forward_hook(lambda *args: tokens.append(args[2]))
+    model(x)
+    assert found[last] == pytest.approx(correlation(tokens[0].mean(dim=0), model.positions().blocks[last][0]), abs=1e-6)
 
 
 def test_nothing_is_recorded_where_nothing_is_delivered() -> None:

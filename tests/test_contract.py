@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -15,37 +14,18 @@ from timm.models import create_feature_extractor, get_graph_node_names
 from timm.models._hub import save_for_hf
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-from helpers import SMALL, images, perturb, relative, timm_records_arguments
-from mpvg import SCHEMES, PositionScheme
+from families import FAMILIES, SWIN, Family, build, inputs, tame
+from helpers import images, perturb, relative, timm_records_arguments
+from mpvg import SCHEMES, PositionScheme, fold
 from mpvg.models.weights import filter_checkpoint
 from mpvg.scheme import SchemeLike
 
-
-@dataclass(frozen=True)
-class Family:
-    """A family's registered models, how to shrink them, and what they cannot do (each "no" is tested too)."""
-
-    models: tuple[str, ...]
-    shrunken: dict[str, Any]
-    cannot: dict[str, type[Exception]] = field(default_factory=dict)  # check without test_ -> the error that says so
-    no_gradient: frozenset[str] = frozenset()  # parameters that rightly have none once perturbed
-
-
-VIT = Family(
-    models=(
-        "mpvg_deit_tiny_patch16_224",
-        "mpvg_deit_small_patch16_224",
-        "mpvg_deit_base_patch16_224",
-        "mpvg_vit_nano",
-    ),
-    shrunken=SMALL,
-)
-FAMILIES = (VIT,)
+# shrunken, a family's models are much the same: the first goes through all schemes, the others through one
 CASES = [
     pytest.param(family, name, scheme, id=f"{name}-{scheme}")
     for family in FAMILIES
     for name in family.models
-    for scheme in SCHEMES
+    for scheme in (family.schemes if name == family.models[0] else ["mpvg"])
 ]
 
 
@@ -64,16 +44,6 @@ def every_model_and_scheme(test: Callable[..., None]) -> Any:
     return pytest.mark.parametrize(("family", "name", "scheme"), CASES)(checked)
 
 
-def build(family: Family, name: str, scheme: SchemeLike, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    return perturb(timm.create_model(name, scheme=scheme, **{**family.shrunken, **changes})).eval()
-
-
-def inputs(family: Family, *, batch: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
-    side = family.shrunken["img_size"]
-    return images(batch, family.shrunken["in_chans"], *(size or (side, side)))
-
-
 def test_every_registered_model_is_in_a_family() -> None:
     assert set(timm.list_models("mpvg_*")) == {name for family in FAMILIES for name in family.models}
 
@@ -90,61 +60,76 @@ def test_full_size(name: str) -> None:
 
 @every_model_and_scheme
 def test_forward_and_backward(family: Family, name: str, scheme: str) -> None:
-    model = build(family, name, scheme).train()
+    model = build(family, scheme, name).train()
     logits = model(inputs(family))
     assert logits.shape == (2, family.shrunken["num_classes"])
     (logits * images(*logits.shape, seed=1)).sum().backward()
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad.isfinite().all(), parameter_name
-            assert parameter_name in family.no_gradient or parameter.grad.abs().max() > 0, parameter_name
+            assert family.no_gradient(parameter_name, model) or parameter.grad.abs().max() > 0, parameter_name
 
 
 @every_model_and_scheme
 def test_gradient_checkpointing(family: Family, name: str, scheme: str) -> None:
     x, grads, runs = inputs(family), [], []
     for enable in (False, True):
-        model = build(family, name, scheme).train()
+        model = build(family, scheme, name).train()
         model.set_grad_checkpointing(enable)
         ran: list[int] = []
-        for block in model.blocks:
+        for block in model.all_blocks():
             block.norm2.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         model(x).square().mean().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
         runs.append(len(ran))
-    assert runs == [len(model.blocks), 2 * len(model.blocks)]  # each block runs once more on the way back
+    assert runs == [family.depth, 2 * family.depth]  # each block runs once more on the way back
     for plain, checkpointed in zip(*grads, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+        if plain is not None:
+            torch.testing.assert_close(checkpointed, plain)
 
 
 @every_model_and_scheme
 def test_intermediates(family: Family, name: str, scheme: str) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
+    parts = len(model.layers) if family is SWIN else family.depth
     with torch.no_grad():
-        y = model.forward_features(x)
         final, taken = model.forward_intermediates(x)
-        assert torch.equal(final, y)
-        assert len(taken) == len(model.blocks)
-        normed = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)
-        assert torch.equal(normed[0], y[:, model.num_prefix_tokens :])
-        as_dict = model.forward_intermediates(x, indices=[0], output_dict=True, return_prefix_tokens=True)
-        assert torch.equal(as_dict["image_features"], y)
-        assert ("image_intermediates_prefix" in as_dict) == (model.num_prefix_tokens > 0)
+        assert torch.equal(final, model.forward_features(x))
+        assert len(taken) == parts
         early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
         assert torch.equal(early[0], taken[1])
-        assert torch.equal(model.get_intermediate_layers(x, n=[1], reshape=True)[0], taken[1])
-    with pytest.raises(ValueError, match="'NHWC'"):
-        model.forward_intermediates(x, output_fmt="NHWC")
+        (normed,) = model.forward_intermediates(x, indices=[parts - 1], norm=True, intermediates_only=True)
+        tokens = taken[-1].permute(0, 2, 3, 1)
+        last = model.positions().last
+        if last is not None:
+            rows = last if family is SWIN else last[:, int(model.has_class_row) :].unflatten(1, tokens.shape[1:3])
+        expected = model.norm(tokens) + (0.0 if last is None else rows)
+        torch.testing.assert_close(normed, expected.permute(0, 3, 1, 2))
+    with pytest.raises(ValueError, match="'NCWH'"):
+        model.forward_intermediates(x, output_fmt="NCWH")
+
+
+@every_model_and_scheme
+def test_prefix_tokens_stand_beside_the_maps(family: Family, name: str, scheme: str) -> None:
+    model, x = build(family, scheme, name), inputs(family)
+    with torch.no_grad():
+        as_dict = model.forward_intermediates(x, indices=[0], output_dict=True, return_prefix_tokens=True)
+        assert torch.equal(as_dict["image_features"], model.forward_features(x))
+        assert ("image_intermediates_prefix" in as_dict) == (model.num_prefix_tokens > 0)
+        (map_,) = model.get_intermediate_layers(x, n=[0], reshape=True)
+        (tokens,) = model.get_intermediate_layers(x, n=[0])
+        assert torch.equal(map_, as_dict["image_intermediates"][0])
+        assert torch.equal(map_.flatten(2).transpose(1, 2), tokens)
 
 
 @every_model_and_scheme
 def test_features_only(family: Family, name: str, scheme: str) -> None:
-    whole, x = build(family, name, scheme), inputs(family)
+    whole, x = build(family, scheme, name), inputs(family)
     torch.manual_seed(0)
     features = timm.create_model(name, scheme=scheme, features_only=True, out_indices=(0, 2), **family.shrunken).eval()
-    assert features.feature_info.channels() == [family.shrunken["embed_dim"]] * 2
     features.model.load_state_dict(whole.state_dict(), strict=False)
     maps = features(x)
+    assert features.feature_info.channels() == [feature.shape[1] for feature in maps]
     expected = whole.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
     for actual, wanted in zip(maps, expected, strict=True):
         torch.testing.assert_close(actual, wanted)
@@ -153,17 +138,19 @@ def test_features_only(family: Family, name: str, scheme: str) -> None:
         key for key, parameter in features.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
     assert not unused, "left over by pruning"
+    if features.model.plan.uses_positions and features.model.pos_embed.requires_grad:
+        assert features.model.pos_embed.grad.abs().max() > 0  # the features know of positions
 
 
 @every_model_and_scheme
 def test_classifier_can_be_changed(family: Family, name: str, scheme: str) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     model.reset_classifier(5)
     assert model(x).shape == (2, 5)
     model.reset_classifier(0)
     assert torch.equal(model(x), pooled)
-    headless = build(family, name, scheme, num_classes=0)
+    headless = build(family, scheme, name, num_classes=0)
     assert headless(x).shape == (2, headless.head_hidden_size)
     model.reset_classifier(0, "")
     assert torch.equal(model(x), model.forward_features(x))
@@ -173,9 +160,9 @@ def test_classifier_can_be_changed(family: Family, name: str, scheme: str) -> No
 @pytest.mark.parametrize("pos_embed", ["learn", "sincos1d", "sincos2d"])
 def test_other_sizes(family: Family, name: str, scheme: str, pos_embed: str) -> None:
     """Dynamic sizes and set_input_size equal a model built at that size that loads the same weights."""
-    size = (24, 12)
+    size = family.wide
     x = inputs(family, size=size)
-    dynamic = build(family, name, scheme, dynamic_img_size=True, pos_embed=pos_embed)
+    dynamic = build(family, scheme, name, dynamic_img_size=True, pos_embed=pos_embed)
     if pos_embed != "learn":
         dynamic.init_weights()  # a perturbed sinusoid is none
         perturb_all_but_table(dynamic)
@@ -185,8 +172,12 @@ def test_other_sizes(family: Family, name: str, scheme: str, pos_embed: str) -> 
     weights = filter_checkpoint(dynamic.state_dict(), built)
     built.load_state_dict(weights)
     expected = built(x)
+    at_home = dynamic(inputs(family))
     torch.testing.assert_close(dynamic(x), expected, rtol=1e-5, atol=1e-5)
-    dynamic.set_input_size(img_size=size)
+    assert torch.equal(dynamic(inputs(family)), at_home)  # nothing remembers the other size
+    folded = fold(dynamic)
+    assert relative(folded(inputs(family)), at_home) < 1e-5
+    dynamic.set_input_size(img_size=size, **family.resize)
     torch.testing.assert_close(dynamic(x), expected, rtol=1e-5, atol=1e-5)
     assert dynamic.pos_embed.shape == built.pos_embed.shape
     assert dynamic.pos_embed.requires_grad == (pos_embed == "learn")
@@ -194,33 +185,42 @@ def test_other_sizes(family: Family, name: str, scheme: str, pos_embed: str) -> 
 
 def perturb_all_but_table(model: Any) -> None:
     table = model.pos_embed.detach().clone()
-    perturb(model)
+    tame(perturb(model))
     with torch.no_grad():
         model.pos_embed.copy_(table)
 
 
 @every_model_and_scheme
 def test_torchscript(family: Family, name: str, scheme: str) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
     assert relative(torch.jit.script(model)(x), model(x)) < 1e-6
-    dynamic = build(family, name, scheme, dynamic_img_size=True)
-    wide = inputs(family, size=(16, 24))
+    dynamic = build(family, scheme, name, dynamic_img_size=True)
+    wide = inputs(family, size=family.wide)
     assert relative(torch.jit.script(dynamic)(wide), dynamic(wide)) < 1e-6
 
 
-@every_model_and_scheme
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_fx(family: Family, name: str, scheme: str, dynamic: bool) -> None:
-    model, x = build(family, name, scheme, dynamic_img_size=dynamic), inputs(family)
+def trace(model: Any, x: torch.Tensor) -> torch.Tensor:
     _, nodes = get_graph_node_names(model)
-    traced = create_feature_extractor(model, return_nodes={nodes[-1]: "out"})
-    assert relative(traced(x)["out"], model(x)) < 1e-6
+    traced: torch.Tensor = create_feature_extractor(model, return_nodes={nodes[-1]: "out"})(x)["out"]
+    return traced
+
+
+@every_model_and_scheme
+def test_fx(family: Family, name: str, scheme: str) -> None:
+    model, x = build(family, scheme, name), inputs(family)
+    assert relative(trace(model, x), model(x)) < 1e-6
+
+
+@every_model_and_scheme
+def test_fx_with_dynamic_sizes(family: Family, name: str, scheme: str) -> None:
+    model, x = build(family, scheme, name, dynamic_img_size=True), inputs(family)
+    assert relative(trace(model, x), model(x)) < 1e-6
 
 
 @every_model_and_scheme
 def test_compile(family: Family, name: str, scheme: str) -> None:
     torch._dynamo.reset()
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert relative(compiled(x), model(x)) < 1e-5
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -233,13 +233,13 @@ def test_compile(family: Family, name: str, scheme: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models[0])
 def test_compile_with_inductor(family: Family) -> None:
     torch._dynamo.reset()
-    model, x = build(family, family.models[0], "mpvg"), inputs(family)
+    model, x = build(family, "mpvg"), inputs(family)
     assert relative(torch.compile(model, fullgraph=True)(x), model(x)) < 1e-4
 
 
 @every_model_and_scheme
 def test_export(family: Family, name: str, scheme: str) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     other = inputs(family, batch=3)
     assert relative(program.module()(other), model(other)) < 1e-5
@@ -247,7 +247,7 @@ def test_export(family: Family, name: str, scheme: str) -> None:
 
 @every_model_and_scheme
 def test_bfloat16(family: Family, name: str, scheme: str) -> None:
-    model, x = build(family, name, scheme), inputs(family)
+    model, x = build(family, scheme, name), inputs(family)
     expected = model(x)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(x)
@@ -266,8 +266,8 @@ def test_meta_device_and_late_initialisation(family: Family, name: str, scheme: 
         assert {p.dtype for p in model.parameters()} == {torch.float64}
         model = model.to_empty(device="cpu").eval()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(float("nan"))
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 10**6)
         model.init_weights()
         assert model(inputs(family).double()).isfinite().all()
 
@@ -275,36 +275,90 @@ def test_meta_device_and_late_initialisation(family: Family, name: str, scheme: 
 @pytest.mark.skipif(not timm_records_arguments(), reason="this timm needs model_args in save_for_hf")
 @every_model_and_scheme
 def test_saved_folder_gives_the_model_back(family: Family, name: str, scheme: str, tmp_path: Any) -> None:
-    model, x = build(family, name, SCHEMES[scheme]), inputs(family)
+    model, x = build(family, SCHEMES[scheme], name), inputs(family)
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert loaded.scheme == model.scheme
     assert torch.equal(loaded(x), model(x))
-    model.set_input_size(img_size=(32, 32))
+    twice = (2 * family.shrunken["img_size"],) * 2
+    model.set_input_size(img_size=twice)
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    wide = inputs(family, size=(32, 32))
+    wide = inputs(family, size=twice)
     assert torch.equal(loaded(wide), model(wide))
 
 
 @every_model_and_scheme
 def test_optimiser_groups(family: Family, name: str, scheme: str) -> None:
-    model = build(family, name, scheme)
+    model = build(family, scheme, name)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     scales = {
         names[id(parameter)]: group["lr_scale"]
         for group in param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay())
         for parameter in group["params"]
     }
-    assert set(scales) == set(names.values())
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(scales) == trained
     for key, scale in scales.items():
         if "norm_pos" in key:
-            assert scale == scales[key.replace("norm_pos", "norm1" if key.startswith("blocks") else "norm")]
-    assert scales["pos_embed"] == min(scales.values())
+            assert scale == scales[key.replace("norm_pos", "norm1" if "blocks" in key or "lca" in key else "norm")]
+    assert scales.get("pos_embed", 0) <= min(scales.values())
+    assert scales["head.fc.weight" if family is SWIN else "head.weight"] == max(scales.values()) == 1
     plain = {
         names[id(parameter)]
         for group in param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
         for parameter in group["params"]
         if group["weight_decay"] == 0
     }
-    assert {key for key in names.values() if "norm" in key or key in ("pos_embed", "cls_token")} <= plain
+    by_shape = {key for key in trained if model.get_parameter(key).ndim <= 1}
+    assert {key for key in trained if "norm" in key} <= by_shape
+    assert plain == by_shape | (family.undecayed & trained)
+
+
+@every_model_and_scheme
+def test_folded(family: Family, name: str, scheme: str) -> None:
+    model, x = build(family, scheme, name), inputs(family)
+    folded = fold(model)
+    with torch.no_grad():
+        assert relative(folded(x), model(x)) <= 1e-6
+        assert relative(folded.forward_features(x), model.forward_features(x)) <= 1e-6
+        assert not [key for key in folded.state_dict() if "norm_pos" in key]
+        assert relative(torch.jit.script(folded)(x), folded(x)) < 1e-6
+        for stored, table in zip(folded.positions().blocks, model.positions().blocks, strict=True):
+            assert (stored is None) == (table is None)
+            assert stored is None or torch.equal(stored, table)
+        headless = build(family, scheme, name, num_classes=0)
+        assert relative(fold(headless)(x), headless(x)) <= 1e-6
+    features = timm.create_model(name, scheme=scheme, features_only=True, **family.shrunken)
+    tame(perturb(features)).eval()
+    for actual, expected in zip(fold(features)(x), features(x), strict=True):
+        assert relative(actual, expected) <= 1e-6
+
+
+@every_model_and_scheme
+def test_one_seed_gives_shared_parameters_the_same_values(family: Family, name: str, scheme: str) -> None:
+    def start(scheme: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        return timm.create_model(name, scheme=scheme, **family.shrunken).state_dict()
+
+    ours, gap = start(scheme), start("gap")
+    rows = gap["pos_embed"].shape[1]
+    if family.models[0] != "mpvg_t2t_vit_7":  # a sinusoid with a class token's row is another one
+        assert torch.equal(ours["pos_embed"][:, -rows:], gap["pos_embed"])
+    shared = (set(ours) & set(gap)) - {"pos_embed"}
+    assert {key for key in set(ours) ^ set(gap) if "norm_pos" not in key} <= {"cls_token"}
+    assert all(torch.equal(ours[key], gap[key]) for key in shared)
+
+
+@pytest.mark.parametrize("name", SWIN.models)
+def test_a_family_without_class_tokens_says_so(name: str) -> None:
+    refused: list[SchemeLike] = ["pvg_cls", "default:class_token=true", {"base": "lape", "class_token": True}]
+    for scheme in refused:
+        with pytest.raises(ValueError, match=r"class_token=True.*'gap'"):
+            timm.create_model(name, scheme=scheme, **SWIN.shrunken)
+    with pytest.raises(ValueError, match=r"class_token=True contradicts"):
+        timm.create_model(name, scheme="gap", class_token=True, **SWIN.shrunken)
+    accepted: list[SchemeLike] = ["default", {"base": "default"}, SCHEMES["default"]]
+    for scheme in accepted:
+        assert timm.create_model(name, scheme=scheme, **SWIN.shrunken).scheme == SCHEMES["gap"]
+    assert timm.create_model(name, scheme="lape", **SWIN.shrunken).scheme == SCHEMES["lape_gap"]

@@ -8,9 +8,10 @@ import timm  # noqa: F401  # first of all: measured, importing torch before timm
 
 from mpvg import models as models
 from mpvg.fold import fold
+from mpvg.models.weights import load_official
 from mpvg.position import Positions
 from mpvg.predict import load
 from mpvg.scheme import SCHEMES, PositionScheme
 
 __version__ = "0.1.0"
-__all__ = ["SCHEMES", "PositionScheme", "Positions", "__version__", "fold", "load"]
+__all__ = ["SCHEMES", "PositionScheme", "Positions", "__version__", "fold", "load", "load_official"]

@@ -2,23 +2,93 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor
+from timm.models import swin_transformer, vision_transformer
+from torch import Tensor, nn
 
+from mpvg.position import Layerwise
 from mpvg.tables import resize_table
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def filter_checkpoint(state_dict: dict[str, Any], model: Any) -> dict[str, Tensor]:
-    """Return `state_dict` with its position table and class token fitted to `model`.
+WRAPPERS: Final = ("state_dict_ema", "model", "state_dict")  # under which training scripts put the weights
+OFFICIAL_NAMES: Final = {  # by a name's beginning that only this family's official code has: what to write for what
+    "tokens_to_token.": ((r"^tokens_to_token\.", "patch_embed.proj."),),
+    "i2t.": (
+        (r"^i2t\.backbone\.", "patch_embed.proj."),
+        (r"^i2t\.proj\.", "patch_embed.proj.proj."),
+        (r"\.leff\.|\.feedforward\.", ".mlp."),
+        (r"^pos_layer_embed$", "lca.pos_embed"),
+    ),
+    "tokenizer.": (
+        (r"^tokenizer\.conv_layers\.0\.0\.", "patch_embed.proj."),
+        (r"^classifier\.fc\.", "head."),
+        (r"^classifier\.", ""),
+        (r"^class_emb$", "cls_token"),
+        (r"^positional_emb$", "pos_embed"),
+        (r"\.norm1\.", ".norm2."),
+        (r"\.pre_norm\.", ".norm1."),
+        (r"\.self_attn\.", ".attn."),
+        (r"\.linear([12])\.", r".mlp.fc\1."),
+    ),
+    "absolute_pos_embed": ((r"^absolute_pos_embed$", "pos_embed"),),  # the rest of Swin's timm knows
+    "blocks.0.pe_norm.": ((r"\.pe_norm\.", ".norm_pos."),),  # LaPE's DeiT
+}
 
-    A class token that the model lacks is dropped with its row, a learned table is resampled to the model's grid and a
-    sinusoid is the model's own. Everything else is left to timm's filter for vision transformers.
+
+def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
+    """Load a state dict of an architecture's official code, as that code wrote it.
+
+    Known are DeiT, Swin (ape=True), CeiT, T2T-ViT, Compact Transformers' ViT-Lite and LaPE's DeiT. A class token that
+    the model's scheme lacks is dropped with its row; position norms that the official model lacks keep their values.
 
     Args:
-        state_dict: Weights by name; may lie under "model" or "state_dict".
+        model: A model of this library, changed in place.
+        state_dict: Weights by their official names; may lie under "model", "state_dict" or "state_dict_ema".
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model is not one of this library's, or the weights are another architecture's.
+    """
+    if not isinstance(model, Layerwise):
+        raise ValueError(f"load_official fills models of mpvg, got {type(model).__name__}: create an 'mpvg_*' one.")
+    weights, own = filter_checkpoint(state_dict, model), model.state_dict()
+    kept = {name for name in own if name.endswith(".num_batches_tracked")}
+    if not any("norm_pos." in name for name in weights):
+        kept |= {name for name in own if "norm_pos." in name}
+    if getattr(model, "pos_kind", "learn") != "learn":
+        kept.add("pos_embed")
+    extra, missing = sorted(set(weights) - set(own)), sorted(set(own) - set(weights) - kept)
+    if extra or missing:
+        what = f"has {extra[0]!r}, which the model lacks" if extra else f"lacks {missing[0]!r}"
+        raise ValueError(
+            f"the state dict {what} ({len(extra)} names too many, {len(missing)} missing): create the architecture "
+            "that it was saved from, with its depth, under a scheme that it can fill."
+        )
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} in the state dict and {tuple(own[name].shape)} in the model: "
+                "create it with the same sizes and num_classes, load, then call reset_classifier or set_input_size."
+            )
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def filter_checkpoint(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """Return `state_dict` by the model's names, with its position table and class token fitted to the model.
+
+    A class token that the model lacks is dropped with its row, a learned table is resampled to the model's grid and a
+    sinusoid is the model's own. Everything else is left to timm's filter for the architecture.
+
+    Args:
+        state_dict: Weights by timm's or official names; may lie under "model", "state_dict" or "state_dict_ema".
         model: The model that is to load them.
 
     Returns:
@@ -27,20 +97,32 @@ def filter_checkpoint(state_dict: dict[str, Any], model: Any) -> dict[str, Tenso
     Raises:
         ValueError: The table has a number of rows that no known grid explains.
     """
-    weights = dict(state_dict.get("model", state_dict.get("state_dict", state_dict)))
+    state_dict = next((state_dict[name] for name in WRAPPERS if isinstance(state_dict.get(name), Mapping)), state_dict)
+    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    for beginning, names in OFFICIAL_NAMES.items():
+        if any(name.startswith(beginning) for name in weights):
+            for pattern, ours in names:
+                weights = {re.sub(pattern, ours, name): value for name, value in weights.items()}
     table = weights.pop("pos_embed", None)
+    kernel = "patch_embed.proj.weight"  # timm's filters look for the model's own, which a family with a stem has not
+    foreign = (
+        {} if hasattr(model.patch_embed.proj, "weight") or kernel not in weights else {kernel: weights.pop(kernel)}
+    )
     has_class_token = "cls_token" in weights
-    weights = checkpoint_filter_fn(weights, model)
+    is_swin = isinstance(model, swin_transformer.SwinTransformer)
+    weights = (swin_transformer if is_swin else vision_transformer).checkpoint_filter_fn(weights, model) | foreign
     if not model.has_class_token:
         weights.pop("cls_token", None)
     if table is not None and model.pos_embed is not None:
-        weights["pos_embed"] = _fit_table(table, has_class_token, model)
+        rows = _fit_table(table.flatten(1, 2) if table.ndim == 4 else table, has_class_token, model)
+        weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
     return weights
 
 
 def _fit_table(table: Tensor, has_class_token: bool, model: Any) -> Tensor:
     if model.pos_kind != "learn":
-        return table if table.shape == model.pos_embed.shape else model.pos_embed.detach()
+        own = model.pos_embed.detach()
+        return table if table.numel() == own.numel() else own.flatten(1, -2)
     grid = model.patch_embed.grid_size
     # a class token's row cannot be told from its shape alone: 196 rows are 14 x 14 patches, not a class token and 195
     for class_row in (has_class_token, False):
