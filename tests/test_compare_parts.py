@@ -15,7 +15,7 @@ from mpvg import SCHEMES
 from mpvg.compare import training
 from mpvg.compare.rates import Job, choose
 from mpvg.compare.settings import Settings
-from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth
+from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth, summarise
 from mpvg.compare.training import Schedule, evaluate, train_and_test
 from mpvg.data.preprocessing import Preprocessing, to_tensors
 from mpvg.data.sources import Split, load_data
@@ -146,6 +146,19 @@ def test_descriptions_tell_schemes_apart() -> None:
     assert len(set(described.values())) == len(SCHEMES)
     assert "every block but the first" in described["mpvg"]
     assert "block 5" in describe(PositionScheme(last_norm=5), first_block=True)
+
+
+def test_schemes_that_are_one_in_a_family_are_told() -> None:
+    settings = Settings(data="digits", model="mpvg_swin_tiny_patch4_window7_224", epochs=1, batch_size=8, lrs=(1e-3,))
+    job = Job("default", 0, 1e-3)
+    run = {**job._asdict(), "built_as": "gap", "first_block": False, "parameters": 1, "accuracy": 0.5, "steps": 5, "val_accuracy": 0.5,
+           "confusion": [[0, 0, 20], [1, 0, 20]], "curve": {"step": [5], "val_accuracy": [0.5]}, "train_images": 8,
+           "val_images": 2, "hardware": "a laptop", "versions": {}, "seconds": 1.0}  # fmt: skip
+    runs = [run, {**run, "scheme": "gap"}, {**run, "scheme": "mpvg", "built_as": "mpvg"}]
+    summary = summarise(settings, load_data("digits"), ["default", "gap", "mpvg"], runs, None, "")
+    (note,) = [note for note in summary["notes"] if "one scheme" in note]
+    assert note.startswith("default and gap are one scheme in mpvg_swin_tiny")
+    assert "Average pooling" in summary["schemes"][0]["description"]
 
 
 def trial(lr: float, accuracy: float | None, loss: float | None = 1.0) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the table and what must be known to read it."""
     first = summary["schemes"][0]["scheme"]
-    table = Table(title=escape(_title(summary)), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    say(console, _title(summary))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("scheme")
     table.add_column("accuracy %", justify="right")
     table.add_column(f"minus {first}", justify="right")

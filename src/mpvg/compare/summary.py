@@ -137,7 +137,9 @@ def summarise(
         entries.append(
             {
                 "scheme": name,
-                "description": describe(PositionScheme.parse(name), first_block=of_scheme[0]["first_block"]),
+                "description": describe(
+                    PositionScheme.parse(of_scheme[0]["built_as"]), first_block=of_scheme[0]["first_block"]
+                ),
                 "parameters": of_scheme[0]["parameters"],
                 "lr": of_scheme[0]["lr"],
                 **student_interval(accuracies)._asdict(),
@@ -187,6 +189,8 @@ def _notes(
 ) -> list[str]:
     """Say what must be known to read the results."""
     seeds = len(runs) // len(schemes)
+    built = {run["scheme"]: run["built_as"] for run in runs}
+    twins = [(a, b) for i, a in enumerate(schemes) for b in schemes[i + 1 :] if built[a] == built[b]]
     notes = ["Accuracy on the test split, read once a run; one seed, so no intervals."]
     if seeds > 1:
         notes = [f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} seeds."]
@@ -210,6 +214,10 @@ def _notes(
             f"validation split of seed {lr_trials['seed']}."
             + (f" At the edge of those tried for {', '.join(edge)}: try wider ones." if edge else "")
         )
+    notes += [
+        f"{a} and {b} are one scheme in {settings.model}, which has no class token: their runs are the same."
+        for a, b in twins
+    ]
     notes += remarks(data)
     if any(run["hardware"] != runs[0]["hardware"] for run in runs):
         notes.append("The runs are of different hardware: see results.csv.")

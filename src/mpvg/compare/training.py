@@ -106,6 +106,7 @@ def train_and_test(
         "loss": test.loss if isfinite(test.loss) else None,
         "val_accuracy": trained.val.accuracy,
         "confusion": _nonzero(test.confusion),
+        "built_as": str(model.scheme),
         "first_block": model.plan.blocks[0] is not None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trained.schedule.steps,

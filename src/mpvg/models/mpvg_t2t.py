@@ -45,9 +45,10 @@ def full_attention(k: Tensor, q: Tensor, v: Tensor, w: Tensor) -> Tensor:
     if dtype == torch.float16 or dtype == torch.bfloat16:
         k, q, v = k.float(), q.float(), v.float()
     w = w.to(v.dtype)
-    if not torch.jit.is_scripting():  # noqa: SIM102  # alone, so that TorchScript leaves out what it cannot read
-        if torch.is_autocast_enabled(v.device.type):
-            with torch.autocast(v.device.type, enabled=False):
+    if not torch.jit.is_scripting():  # alone, so that TorchScript leaves out what it cannot read
+        device = v.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return attention(k, q, v, w).to(dtype)
     return attention(k, q, v, w).to(dtype)
 
