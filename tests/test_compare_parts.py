@@ -151,9 +151,22 @@ def test_descriptions_tell_schemes_apart() -> None:
 def test_schemes_that_are_one_in_a_family_are_told() -> None:
     settings = Settings(data="digits", model="mpvg_swin_tiny_patch4_window7_224", epochs=1, batch_size=8, lrs=(1e-3,))
     job = Job("default", 0, 1e-3)
-    run = {**job._asdict(), "built_as": "gap", "first_block": False, "parameters": 1, "accuracy": 0.5, "steps": 5, "val_accuracy": 0.5,
-           "confusion": [[0, 0, 20], [1, 0, 20]], "curve": {"step": [5], "val_accuracy": [0.5]}, "train_images": 8,
-           "val_images": 2, "hardware": "a laptop", "versions": {}, "seconds": 1.0}  # fmt: skip
+    run = {
+        **job._asdict(),
+        "built_as": "gap",
+        "first_block": False,
+        "parameters": 1,
+        "steps": 5,
+        "accuracy": 0.5,
+        "val_accuracy": 0.5,
+        "confusion": [[0, 0, 20], [1, 0, 20]],
+        "curve": {"step": [5], "val_accuracy": [0.5]},
+        "train_images": 8,
+        "val_images": 2,
+        "hardware": "a laptop",
+        "versions": {},
+        "seconds": 1.0,
+    }
     runs = [run, {**run, "scheme": "gap"}, {**run, "scheme": "mpvg", "built_as": "mpvg"}]
     summary = summarise(settings, load_data("digits"), ["default", "gap", "mpvg"], runs, None, "")
     (note,) = [note for note in summary["notes"] if "one scheme" in note]
