@@ -145,13 +145,29 @@ class LayerAttention(Block):
         """Return LN'(table) (1, L, D), or None where nothing is delivered."""
         return None if self.norm_pos is None else self.norm_pos(self.pos_embed)
 
-    def read(self, x: Tensor, pos: Tensor | None) -> Tensor:
-        """Return the last layer's token (B, 1, D), given those of the first layers (B, l, D) and LN'(table)."""
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return the last layer's token.
+
+        Args:
+            x: One token a layer (B, l, D), of the first l <= L layers.
+            pos: LN'(table) (1, L, D); None for none.
+            attn_mask: Only None.
+            grid_size: Not needed.
+
+        Returns:
+            The token (B, 1, D) that the last LN reads.
+        """
         layers = x.shape[1]
         table = self.pos_embed
         if self.joins and table is not None:
             x = x + table[:, :layers]
-        x = self.attend(x, None if pos is None else pos[:, :layers], None)[:, -1:]
+        x = self.attend(x, None if pos is None else pos[:, :layers], attn_mask)[:, -1:]
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -208,7 +224,7 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
         summaries = torch.cat([self.summary(x) for x in outputs], dim=1)
         last = positions.last
         last = None if last is None else self.summary(last)
-        return self.lca.read(summaries, positions.blocks[-1]), Positions(positions.initial, positions.blocks, last)
+        return self.lca(summaries, positions.blocks[-1]), Positions(positions.initial, positions.blocks, last)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
