@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,15 @@ def test_an_official_checkpoint_starts_a_layer_wise_model(name: str) -> None:
         assert torch.equal(model.pos_embed, default.pos_embed[:, int(default.has_class_row) :])
     else:
         assert torch.equal(model.pos_embed, default.pos_embed[:, :-1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_official_files_are_read_by_timms_mechanism(name: str, tmp_path: Path) -> None:
+    golden = Golden.read(name)
+    torch.save({"model": {key: value.float() for key, value in golden.weights.items()}}, tmp_path / "official.pth")
+    from_file = create(name, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "official.pth")})
+    expected = mpvg.load_official(create(name), golden.weights).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in from_file.state_dict().items())
 
 
 def test_another_size_resamples_what_depends_on_it() -> None:

@@ -62,8 +62,6 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     kept = {name for name in own if name.endswith(".num_batches_tracked")}
     if not any("norm_pos." in name for name in weights):
         kept |= {name for name in own if "norm_pos." in name}
-    if getattr(model, "pos_kind", "learn") != "learn":
-        kept.add("pos_embed")
     extra, missing = sorted(set(weights) - set(own)), sorted(set(own) - set(weights) - kept)
     if extra or missing:
         what = f"has {extra[0]!r}, which the model lacks" if extra else f"lacks {missing[0]!r}"
@@ -113,16 +111,16 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any) -> dict[str, Te
     weights = (swin_transformer if is_swin else vision_transformer).checkpoint_filter_fn(weights, model) | foreign
     if not model.has_class_token:
         weights.pop("cls_token", None)
-    if table is not None and model.pos_embed is not None:
-        rows = _fit_table(table.flatten(1, 2) if table.ndim == 4 else table, has_class_token, model)
+    if model.pos_embed is not None and model.pos_kind != "learn":
+        own = model.pos_embed.detach()
+        weights["pos_embed"] = own if table is None or table.numel() != own.numel() else table.reshape(own.shape)
+    elif model.pos_embed is not None and table is not None:
+        rows = _fit_table(table.flatten(1, -2), has_class_token, model)
         weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
     return weights
 
 
 def _fit_table(table: Tensor, has_class_token: bool, model: Any) -> Tensor:
-    if model.pos_kind != "learn":
-        own = model.pos_embed.detach()
-        return table if table.numel() == own.numel() else own.flatten(1, -2)
     grid = model.patch_embed.grid_size
     # a class token's row cannot be told from its shape alone: 196 rows are 14 x 14 patches, not a class token and 195
     for class_row in (has_class_token, False):
