@@ -54,7 +54,7 @@ def tame(model: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".kqv." in name:
-                parameter.mul_(0.1)
+                parameter.mul_(0.1 if "attention1" in name else 0.02)
     return model
 
 

@@ -303,6 +303,7 @@ def test_optimiser_groups(family: Family, name: str, scheme: str) -> None:
         if "norm_pos" in key:
             assert scale == scales[key.replace("norm_pos", "norm1" if "blocks" in key or "lca" in key else "norm")]
     assert scales.get("pos_embed", 0) <= min(scales.values())
+    assert {scale for key, scale in scales.items() if key.startswith("lca")} <= {scales["norm.weight"]}
     assert scales["head.fc.weight" if family is SWIN else "head.weight"] == max(scales.values()) == 1
     plain = {
         names[id(parameter)]

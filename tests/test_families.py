@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import DropPath, resample_abs_pos_embed
 from torch import nn
 
 from families import CEIT, FAMILIES, SWIN, T2T, VIT_LITE, Family, build, inputs
-from helpers import images, perturb
-from mpvg import load_official
+from helpers import images, perturb, relative
+from mpvg import fold, load_official
 from mpvg.cli import main
+from mpvg.models.mpvg_t2t import Performer, features, full_attention
+from mpvg.models.weights import filter_checkpoint
 
 COUNTS = {  # (model, classes): parameters under default, lape, pvg and mpvg
     ("mpvg_swin_tiny_patch4_window7_224", 1000): (28_589_410, 28_598_242, 28_598_242, 28_599_778),
@@ -135,6 +138,98 @@ class TestInitialisation:
         assert model.layers[3].blocks[1].attn.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.05)
 
 
+class TestTraining:
+    @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models[0])
+    @pytest.mark.parametrize("branch", ["drop_path1", "drop_path2"])
+    def test_drop_path_is_on_both_branches(self, family: Family, branch: str) -> None:
+        """A branch that is always dropped is a branch whose last layer puts out zero."""
+        model = build(family, "mpvg", drop_path_rate=0.5).train()
+        x, zeroed = inputs(family), []
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+        for block in model.all_blocks():
+            if isinstance(block.drop_path2, nn.Identity):  # the first, whose rate is zero
+                block.drop_path1, block.drop_path2 = DropPath(0.0), DropPath(0.0)
+            getattr(block, branch).drop_prob = 1.0
+            last = block.attn.proj if branch == "drop_path1" else getattr(block.mlp, "fc2", None) or block.mlp.bn3
+            zeroed += [last.weight, last.bias]
+        dropped = model(x)
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+        assert relative(model(x), dropped) > 1e-3
+        with torch.no_grad():
+            for parameter in zeroed:
+                parameter.zero_()
+        torch.testing.assert_close(model(x), dropped)
+
+    def test_lca_drops_no_path(self) -> None:
+        lca = build(CEIT, "default", drop_path_rate=0.5).lca
+        assert isinstance(lca.drop_path1, nn.Identity)
+        assert isinstance(lca.drop_path2, nn.Identity)
+
+    def test_a_performer_has_two_dropouts(self) -> None:
+        layer = Performer(6, 8).train()
+        x = images(2, 5, 6)
+        kqv: list[torch.Tensor] = []
+        layer.kqv.register_forward_hook(lambda *args: kqv.append(args[2]))
+        for first, second in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+            layer.dp, layer.mlp[3] = nn.Dropout(first), nn.Dropout(second)
+            y = layer(x)
+            k, q, v = kqv[-1].chunk(3, dim=-1)
+            attended = v if first else v + layer.proj(full_attention(k, q, v, layer.w))
+            branch = layer.mlp[2](layer.mlp[1](layer.mlp[0](layer.norm2(attended))))
+            torch.testing.assert_close(y, attended if second else attended + branch)
+
+
+class TestT2T:
+    def test_the_tests_weights_give_the_performers_something_to_divide_by(self) -> None:
+        model = build(T2T, "default")
+        totals: list[torch.Tensor] = []
+
+        def keep_total(w: torch.Tensor, kqv: torch.Tensor) -> None:
+            k, q, _ = kqv.chunk(3, dim=-1)
+            totals.append((features(q, w) @ features(k, w).sum(dim=1).unsqueeze(-1)).min())
+
+        for layer in (model.patch_embed.proj.attention1, model.patch_embed.proj.attention2):
+            layer.kqv.register_forward_hook(lambda module, args, kqv, w=layer.w: keep_total(w, kqv))
+        model(inputs(T2T))
+        assert len(totals) == 2
+        assert min(totals) > 1e-4
+
+    def test_features_are_computed_in_float32(self) -> None:
+        k, q, v, w = images(2, 9, 8, seed=1), images(2, 9, 8, seed=2), images(2, 9, 8, seed=3), images(4, 8, seed=4)
+        expected = full_attention(k, q, v, w)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative(full_attention(k, q, v, w), expected) < 1e-6
+        halves = [part.bfloat16() for part in (k, q, v)]
+        assert torch.equal(full_attention(*halves, w), full_attention(*(h.float() for h in halves), w).bfloat16())
+
+    def test_no_constant_is_so_small_that_an_exporter_drops_it(self) -> None:
+        program = torch.export.export(Performer(6, 8).eval(), (images(2, 5, 6),))
+        constants = [arg for node in program.graph.nodes for arg in node.args if isinstance(arg, float)]
+        assert constants
+        assert all(abs(constant) > 1e-7 for constant in constants)
+
+    def test_the_official_epsilon(self) -> None:
+        """Where next to nothing is attended, next to nothing is read: phi . phi is far below 1e-8."""
+        k = q = 6 * torch.ones(1, 2, 8)
+        v, w = images(1, 2, 8), torch.zeros(4, 8)
+        phi = math.exp(-0.5 * 8 * 36) ** 2 / 4 * 4 * 2
+        assert phi < 1e-100
+        assert full_attention(k.double(), q.double(), v.double(), w).abs().max() < 1e-90
+        small = torch.full((1, 2, 8), 1.5).double()
+        total = math.exp(-0.5 * 8 * 2.25) ** 2 * 2
+        expected = v.double().mean(1, keepdim=True) * total / (total + 1e-8)
+        torch.testing.assert_close(full_attention(small, small, v.double(), w), expected.expand(-1, 2, -1))
+        assert total < 1e-7
+
+
 class TestCeiT:
     def test_positions_have_one_entry_more(self) -> None:
         model = build(CEIT, "mpvg")
@@ -232,7 +327,8 @@ def test_the_remedy_for_windows_works() -> None:
 @pytest.mark.parametrize(
     ("family", "arguments", "message"),
     [
-        (SWIN, {"scheme": "mpvg", "pos_embed": "none"}, r"pos_embed='none' with scheme 'mpvg'"),
+        (SWIN, {"scheme": "mpvg", "pos_embed": "none"}, r"pos_embed='none' with scheme 'mpvg'.*relative.*out of scope"),
+        *((family, {"scheme": "mpvg", "img_size": 0}, r"images of 0 x 0 pixels") for family in FAMILIES),
         (SWIN, {"scheme": "mpvg", "pos_embed": "rope"}, r"pos_embed='rope'.*rotary positions are out of scope"),
         (T2T, {"scheme": "mpvg", "pos_embed": "relative"}, r"pos_embed='relative'.*Relative.*out of scope"),
         (SWIN, {"scheme": "mpvg:last_norm=5"}, r"last_norm=5.*depth=5"),
@@ -260,3 +356,21 @@ def test_timms_checkpoints_of_swin_are_fitted() -> None:
     model: Any = timm.create_model("mpvg_swin_tiny_patch4_window7_224", scheme="gap:join_input=false", pos_embed="none")
     load_official(model, donor.state_dict())
     assert torch.equal(model.layers[2].downsample.reduction.weight, donor.layers[2].downsample.reduction.weight)
+
+
+def test_tables_are_resampled_from_the_grid_that_they_have() -> None:
+    """A Swin's table tells its grid; an official table is square even where its rows are as many as the model's."""
+    wide, tall = build(SWIN, "mpvg", img_size=(64, 256)), build(SWIN, "mpvg", img_size=(256, 64))
+    found = filter_checkpoint(wide.state_dict(), tall)["pos_embed"]
+    rows = resample_abs_pos_embed(wide.pos_embed.flatten(1, 2), (64, 16), (16, 64), num_prefix_tokens=0)
+    assert torch.equal(found, rows.unflatten(1, (64, 16)))
+
+    square, flat = build(VIT_LITE, "default"), build(VIT_LITE, "default", img_size=(8, 32))
+    load_official(flat, square.state_dict())
+    assert torch.equal(flat.pos_embed, resample_abs_pos_embed(square.pos_embed, (2, 8), (4, 4), num_prefix_tokens=1))
+
+
+@pytest.mark.parametrize("do", [fold, lambda model: load_official(model, {})])
+def test_models_of_relative_positions_only_are_out_of_scope(do: Any) -> None:
+    with pytest.raises(ValueError, match=r"SwinTransformerV2.*relative or rotary are out of scope"):
+        do(timm.create_model("swinv2_tiny_window8_256", device="meta"))

@@ -107,7 +107,8 @@ def fold(model: Model) -> Model:
         return wrapper
     if not isinstance(model, Layerwise):
         raise ValueError(
-            f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names."
+            f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
+            "Models whose only positions are relative or rotary are out of scope."
         )
     folded: Any = copy.deepcopy(model).eval()
     with torch.no_grad():

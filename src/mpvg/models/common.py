@@ -62,7 +62,8 @@ def check_table(scheme: PositionScheme, plan: Plan, pos_embed: str, width: int) 
             + (
                 "nothing would read the table, use pos_embed='none'."
                 if pos_embed != "none"
-                else f"there is no table to deliver or join, use pos_embed={POS_EMBEDS[0]!r} or another scheme."
+                else f"there is no table to deliver or join, use pos_embed={POS_EMBEDS[0]!r} or another scheme. Models "
+                "whose only positions are relative or rotary are out of scope."
             )
         )
     if pos_embed == "sincos2d" and width % 4:
@@ -73,7 +74,7 @@ def check_table(scheme: PositionScheme, plan: Plan, pos_embed: str, width: int) 
 @register_notrace_function
 def check_size(size: tuple[int, int], step: tuple[int, int]) -> None:
     """Refuse an image size (H, W) in pixels that is not made of whole patches (H, W), merged ones where there are."""
-    if size[0] % step[0] != 0 or size[1] % step[1] != 0:
+    if size[0] <= 0 or size[1] <= 0 or size[0] % step[0] != 0 or size[1] % step[1] != 0:
         raise ValueError(
             f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {step[0]} x {step[1]}: use "
             "multiples of these for img_size."
@@ -162,7 +163,7 @@ def cfg(**overrides: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": None,
-        "crop_pct": 0.9,
+        "crop_pct": 0.875,
         "interpolation": "bicubic",
         "fixed_input_size": True,
         "mean": IMAGENET_DEFAULT_MEAN,

@@ -175,6 +175,7 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
     """CeiT told where its tokens are by a position scheme; arguments are those of the parent.
 
     `positions().blocks` has one entry more than there are blocks: what LCA receives, (1, L, D). Features are one token.
+    Gradient checkpointing runs blocks twice, and so moves their batch norms' statistics twice a step.
 
     Raises:
         ValueError: Registers or patch dropout, which LeFF and LCA have no place for.
@@ -211,11 +212,11 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
     def encode(self, x: Tensor, attn_mask: Tensor | None = None) -> tuple[Tensor, Positions]:
         """Return what LCA reads out of all blocks (B, 1, D), and the positions."""
         x, positions, grid_size = self.embed(x)
-        outputs: list[Tensor] = []
+        summaries: list[Tensor] = []  # of which a summary is the same again
         for i in range(len(self.blocks)):
             x = self.run_blocks(x, positions, i, i + 1, attn_mask, grid_size)
-            outputs.append(x)
-        return self.combine(outputs, positions)
+            summaries.append(self.summary(x))
+        return (x, positions) if self.lca is None else self.combine(summaries, positions)
 
     def combine(self, outputs: list[Tensor], positions: Positions) -> tuple[Tensor, Positions]:
         """Return LCA's token (B, 1, D), and the positions with what the Last LN adds to that token."""
@@ -233,6 +234,11 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
         if prune_norm:
             self.lca = None
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Group parameters by depth; LCA goes with the last norm."""
+        matcher = super().group_matcher(coarse)
+        return {**matcher, "blocks": [*matcher["blocks"], (r"^lca", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that go undecayed, beside biases and norms; LCA's table is decayed."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import register_notrace_function, trunc_normal_
+from timm.layers import register_notrace_function, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
@@ -136,6 +136,7 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
     ) -> None:
         scheme = PositionScheme.parse(scheme, class_tokens=False)
         check_arguments(scheme, pos_embed, class_token=class_token, global_pool=global_pool)
+        check_size(to_2tuple(timm_args.get("img_size", 224)), (1, 1))
         super().__init__(
             global_pool="avg" if global_pool is None else global_pool,
             strict_img_size=not dynamic_img_size,
@@ -234,8 +235,7 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
         """Turn images (B, C, H, W) into x_0 (B, H/4, W/4, D) and the positions of its tokens."""
-        if self.dynamic_img_size:
-            check_windows((x.shape[2], x.shape[3]), self.patch_embed.patch_size, self.windows)
+        check_windows((x.shape[2], x.shape[3]), self.patch_embed.patch_size, self.windows)
         x = self.patch_embed(x)
         positions = self.positions((x.shape[1], x.shape[2])) if self.dynamic_img_size else self.positions()
         initial = positions.initial
@@ -322,6 +322,8 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         always_partition: bool | None = None,
     ) -> None:
         """Fit table, windows and patch embedding for another image size; arguments are those of timm's Swin."""
+        if img_size is not None:
+            check_size(to_2tuple(img_size), (1, 1))
         changes: dict[str, Any] = {"window_size": window_size, "always_partition": always_partition}
         if window_ratio is not None:
             changes["window_ratio"] = window_ratio
@@ -353,10 +355,10 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         return {**super().group_matcher(coarse), "stem": r"^pos_embed|^patch_embed"}
 
 
-SIZES = {  # width, depths, heads
-    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+SIZES = {  # width, depths, heads, drop path
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
 }
 default_cfgs = generate_default_cfgs(
     {f"mpvg_swin_{size}_patch4_window7_224": cfg(classifier="head.fc", pool_size=(7, 7)) for size in SIZES}
@@ -366,8 +368,15 @@ default_cfgs = generate_default_cfgs(
 def _swin(
     size: str, *, pretrained: bool, out_indices: int | Sequence[int] | None = None, **model_args: Any
 ) -> nn.Module:
-    embed_dim, depths, num_heads = SIZES[size]
-    of_family = {"patch_size": 4, "window_size": 7, "embed_dim": embed_dim, "depths": depths, "num_heads": num_heads}
+    embed_dim, depths, num_heads, drop_path_rate = SIZES[size]
+    of_family = {
+        "patch_size": 4,
+        "window_size": 7,
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "drop_path_rate": drop_path_rate,
+    }
     args = {**of_family, **model_args}
     out_indices = tuple(range(len(args["depths"]))) if out_indices is None else out_indices
     name = f"mpvg_swin_{size}_patch4_window7_224"

@@ -34,13 +34,18 @@ def attention(k: Tensor, q: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """Return y (B, N, E) for k, q, v (B, N, E) and w (m, E)."""
     k, q = features(k, w), features(q, w)
     total = q @ k.sum(dim=1).unsqueeze(-1)
-    return q @ (k.transpose(1, 2) @ v) / (total + 1e-8)
+    # above / (total + 1e-8), written so that no exporter takes the constant for a zero
+    above = q @ (k.transpose(1, 2) @ v)
+    return 1e8 * above / (1e8 * total + 1)
 
 
 @torch.fx.wrap
 @register_notrace_function
 def full_attention(k: Tensor, q: Tensor, v: Tensor, w: Tensor) -> Tensor:
-    """Return `attention`, computed in float32 at least: exp of a large sum leaves nothing of half precision."""
+    """Return `attention`, computed in float32 at least: exp of a large sum leaves nothing of half precision.
+
+    A scripted model cannot switch autocast off, so under autocast its products are of half precision.
+    """
     dtype = v.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:
         k, q, v = k.float(), q.float(), v.float()
@@ -142,7 +147,7 @@ class LayerwiseT2T(LayerwiseVisionTransformer):
 
 
 SIZES = {7: (256, 4, 2.0), 10: (256, 4, 2.0), 12: (256, 4, 2.0), 14: (384, 6, 3.0)}  # depth: width, heads, MLP ratio
-default_cfgs = generate_default_cfgs({f"mpvg_t2t_vit_{depth}": cfg(first_conv=()) for depth in SIZES})
+default_cfgs = generate_default_cfgs({f"mpvg_t2t_vit_{depth}": cfg(first_conv=(), crop_pct=0.9) for depth in SIZES})
 
 
 def _t2t_vit(layers: int, *, pretrained: bool, out_indices: int | Sequence[int] = 3, **model_args: Any) -> nn.Module:

@@ -273,8 +273,9 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Fit the table and the patch embedding for another image or patch size (pixels; int or (H, W))."""
-        if img_size is not None and not self.patch_embed.dynamic_img_pad:
-            check_size(to_2tuple(img_size), to_2tuple(patch_size or self.patch_embed.patch_size))
+        if img_size is not None:
+            step = (1, 1) if self.patch_embed.dynamic_img_pad else patch_size or self.patch_embed.patch_size
+            check_size(to_2tuple(img_size), to_2tuple(step))
         table, old_size = self.pos_embed, self.patch_embed.grid_size
         self.pos_embed = None  # timm would count a row for every prefix token
         super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given

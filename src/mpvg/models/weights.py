@@ -57,8 +57,11 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
         ValueError: The model is not one of this library's, or the weights are another architecture's.
     """
     if not isinstance(model, Layerwise):
-        raise ValueError(f"load_official fills models of mpvg, got {type(model).__name__}: create an 'mpvg_*' one.")
-    weights, own = filter_checkpoint(state_dict, model), model.state_dict()
+        raise ValueError(
+            f"load_official fills models of mpvg, got {type(model).__name__}: create an 'mpvg_*' one. "
+            "Models whose only positions are relative or rotary are out of scope."
+        )
+    weights, own = filter_checkpoint(state_dict, model, is_official=True), model.state_dict()
     kept = {name for name in own if name.endswith(".num_batches_tracked")}
     if not any("norm_pos." in name for name in weights):
         kept |= {name for name in own if "norm_pos." in name}
@@ -79,15 +82,17 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     return model
 
 
-def filter_checkpoint(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official: bool = False) -> dict[str, Tensor]:
     """Return `state_dict` by the model's names, with its position table and class token fitted to the model.
 
     A class token that the model lacks is dropped with its row, a learned table is resampled to the model's grid and a
-    sinusoid is the model's own. Everything else is left to timm's filter for the architecture.
+    sinusoid of another length is the model's own. Everything else is left to timm's filter for the architecture.
 
     Args:
         state_dict: Weights by timm's or official names; may lie under "model", "state_dict" or "state_dict_ema".
         model: The model that is to load them.
+        is_official: Whether the table's grid is square wherever it can be. Otherwise a table of as many rows as the
+            model's is taken to have the model's grid.
 
     Returns:
         Weights by the model's names.
@@ -115,26 +120,29 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any) -> dict[str, Te
         own = model.pos_embed.detach()
         weights["pos_embed"] = own if table is None or table.numel() != own.numel() else table.reshape(own.shape)
     elif model.pos_embed is not None and table is not None:
-        rows = _fit_table(table.flatten(1, -2), has_class_token, model)
+        rows = _fit_table(table, has_class_token, model, is_official)
         weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
     return weights
 
 
-def _fit_table(table: Tensor, has_class_token: bool, model: Any) -> Tensor:
-    grid = model.patch_embed.grid_size
+def _fit_table(table: Tensor, has_class_token: bool, model: Any, is_official: bool) -> Tensor:
+    grid, class_row, old_size = model.patch_embed.grid_size, False, None
+    if table.ndim == 4:
+        old_size, table = (table.shape[1], table.shape[2]), table.flatten(1, 2)
     # a class token's row cannot be told from its shape alone: 196 rows are 14 x 14 patches, not a class token and 195
-    for class_row in (has_class_token, False):
-        patches = table.shape[1] - class_row
-        if patches == grid[0] * grid[1]:
-            old_size = grid
-        elif isqrt(patches) ** 2 == patches:
-            old_size = (isqrt(patches), isqrt(patches))
-        else:
-            continue
-        if class_row and not model.has_class_row:
-            table, class_row = table[:, 1:], False
-        return resize_table(table, model.pos_kind, grid, old_size, class_row)
-    raise ValueError(
-        f"pos_embed has {table.shape[1]} rows, which is no square grid and not the model's {grid[0]} x {grid[1]}: "
-        "build the model at the checkpoint's image size, load it, then call set_input_size."
-    )
+    for with_row in (has_class_token, False) if old_size is None else ():
+        patches = table.shape[1] - with_row
+        square = (isqrt(patches), isqrt(patches)) if isqrt(patches) ** 2 == patches else None
+        same = grid if patches == grid[0] * grid[1] else None
+        old_size = (square or same) if is_official else (same or square)
+        if old_size is not None:
+            class_row = with_row
+            break
+    if old_size is None:
+        raise ValueError(
+            f"pos_embed has {table.shape[1]} rows, which is no square grid and not the model's {grid[0]} x {grid[1]}: "
+            "build the model at the checkpoint's image size, load it, then call set_input_size."
+        )
+    if class_row and not model.has_class_row:
+        table, class_row = table[:, 1:], False
+    return resize_table(table, model.pos_kind, grid, old_size, class_row)
