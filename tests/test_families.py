@@ -290,6 +290,16 @@ class TestSwin:
         x = inputs(SWIN, size=(128, 64))
         torch.testing.assert_close(dynamic(x), built(x), rtol=1e-5, atol=1e-5)
 
+    def test_folding_stores_the_masks_of_its_one_size(self) -> None:
+        dynamic = build(SWIN, "mpvg", dynamic_img_size=True)
+        dynamic(inputs(SWIN, size=SWIN.wide))  # where the last stage is shifted
+        expected = dynamic(inputs(SWIN))
+        folded = fold(dynamic)
+        masks = [block.attn_mask is not None for block in folded.all_blocks()]
+        assert masks == [False, True, False, False, False]
+        assert not any(block.dynamic_mask for block in folded.all_blocks())
+        assert relative(folded(inputs(SWIN)), expected) < 1e-6
+
     def test_a_size_that_does_not_fit_changes_nothing(self) -> None:
         model, x = build(SWIN, "mpvg"), inputs(SWIN)
         before = model(x)

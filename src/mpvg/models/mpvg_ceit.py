@@ -195,7 +195,7 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
                 f"reg_tokens={self.num_reg_tokens}, patch_drop_rate={dropped}: CeiT needs the whole grid of patches "
                 "and nothing beside it, leave them out."
             )
-        block = self.blocks[0]
+        block = self.blocks[-1]
         super()._make_layerwise(scheme, pos_embed)
         self.lca = LayerAttention(block, len(self.blocks), joins=self.joins_input, layerwise=any(self.plan.blocks))
 
