@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mpvg.compare.console import Watcher, print_summary
 from mpvg.compare.folder import RunFolder
-from mpvg.compare.inputs import load_inputs
+from mpvg.compare.inputs import load_inputs, one_and_the_same
 from mpvg.compare.rates import Job, chosen_rates, describe_trials, trials
 from mpvg.compare.runner import Workers
 from mpvg.compare.settings import Settings
@@ -56,12 +56,14 @@ def compare(
         NonFiniteLossError: A loss turned NaN; finished runs are kept.
     """
     console = console or Console()
-    names, data = load_inputs(settings, schemes)
+    built, data = load_inputs(settings, schemes)
+    names = list(built)
     tried = trials(names, settings)
     with locked(out):
         folder = RunFolder(out, settings, data)
         folder.make(overwrite=overwrite)
-        for line in (f"{settings.model} on {data.name}. {data.note}", *remarks(data)):
+        known = [*remarks(data), *one_and_the_same(settings.model, built)]
+        for line in (f"{settings.model} on {data.name}. {data.note}", *known):
             say(console, line)
         workers = min(workers, len(names) * max(seeds, len(settings.lrs)))
         with Workers(workers, settings, data, folder, device=device) as pool, Watcher(console).live() as watch:

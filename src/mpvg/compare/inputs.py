@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from mpvg.compare.settings import Settings
 from mpvg.data.sources import ImageData, held_out, load_data
@@ -10,8 +11,8 @@ from mpvg.errors import UserError
 from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
 
 
-def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[list[str], ImageData]:
-    """Return the schemes' canonical names and the images.
+def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, str], ImageData]:
+    """Return the schemes' canonical names, each with the scheme that the model makes of it, and the images.
 
     Args:
         settings: The configuration.
@@ -35,6 +36,22 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[list[str], 
     )
     if data.val is None:
         held_out(data, settings.val_fraction)
-    for name in names:
-        check_build(settings.model, name, model_arguments(data.image_size, data.channels, len(data.classes)))
-    return names, data
+    arguments = model_arguments(data.image_size, data.channels, len(data.classes))
+    return {name: check_build(settings.model, name, arguments) for name in names}, data
+
+
+def one_and_the_same(model: str, built: Mapping[str, str]) -> list[str]:
+    """Say which schemes are one in a model's family.
+
+    Args:
+        model: Registered name.
+        built: Schemes' names, each with the scheme that the model makes of it.
+
+    Returns:
+        A sentence a pair.
+    """
+    return [
+        f"{a} and {b} are one scheme in {model}, which has no class token: their runs are the same."
+        for a, b in combinations(built, 2)
+        if built[a] == built[b]
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mpvg.compare.folder import RunFolder
-from mpvg.compare.inputs import load_inputs
+from mpvg.compare.inputs import load_inputs, one_and_the_same
 from mpvg.compare.rates import Job, chosen_rates, trials
 from mpvg.compare.settings import Settings
 from mpvg.compare.training import Schedule, build_model, evaluate
@@ -52,7 +52,8 @@ def plan(
     Raises:
         UserError: Bad input.
     """
-    names, data = load_inputs(settings, schemes)
+    built, data = load_inputs(settings, schemes)
+    names = list(built)
     folder = RunFolder(out, settings, data)
     if not overwrite:
         folder.refuse_changes()
@@ -74,7 +75,7 @@ def plan(
     return {
         "model": settings.model,
         "data": data.name,
-        "note": " ".join([data.note, *remarks(data)]),
+        "note": " ".join([data.note, *remarks(data), *one_and_the_same(settings.model, built)]),
         "settings": settings.as_dict(),
         "device": device,
         "workers": workers,

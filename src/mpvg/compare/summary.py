@@ -16,6 +16,7 @@ import timm
 import torch
 
 import mpvg
+from mpvg.compare.inputs import one_and_the_same
 from mpvg.compare.settings import Settings
 from mpvg.data.remarks import remarks
 from mpvg.data.splits import ImageData
@@ -189,8 +190,6 @@ def _notes(
 ) -> list[str]:
     """Say what must be known to read the results."""
     seeds = len(runs) // len(schemes)
-    built = {run["scheme"]: run["built_as"] for run in runs}
-    twins = [(a, b) for i, a in enumerate(schemes) for b in schemes[i + 1 :] if built[a] == built[b]]
     notes = ["Accuracy on the test split, read once a run; one seed, so no intervals."]
     if seeds > 1:
         notes = [f"Accuracy on the test split, read once a run; mean and 95 % Student-t interval over {seeds} seeds."]
@@ -214,10 +213,7 @@ def _notes(
             f"validation split of seed {lr_trials['seed']}."
             + (f" At the edge of those tried for {', '.join(edge)}: try wider ones." if edge else "")
         )
-    notes += [
-        f"{a} and {b} are one scheme in {settings.model}, which has no class token: their runs are the same."
-        for a, b in twins
-    ]
+    notes += one_and_the_same(settings.model, {run["scheme"]: run["built_as"] for run in runs})
     notes += remarks(data)
     if any(run["hardware"] != runs[0]["hardware"] for run in runs):
         notes.append("The runs are of different hardware: see results.csv.")

@@ -70,13 +70,16 @@ def model_arguments(size: tuple[int, int], channels: int, classes: int) -> dict[
     return {"img_size": size, "in_chans": channels, "num_classes": classes}
 
 
-def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> None:
+def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> str:
     """Check that a model can be built with these arguments and under this scheme.
 
     Args:
         model: Registered name.
         scheme: Position scheme.
         arguments: Of `timm.create_model`, those of the images among them.
+
+    Returns:
+        Canonical text of the scheme that it means in this model's family.
 
     Raises:
         UserError: There is no such model, with the remedy.
@@ -99,3 +102,4 @@ def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> None:
             f"images of {height} x {width} pixels are {tokens:,} patches for {model}, more than {MOST_TOKENS:,}: "
             f"resize them with --img-size {own[0]}, say, or take a model of larger patches."
         )
+    return str(built.scheme)
