@@ -18,7 +18,7 @@ from families import CEIT, FAMILIES, SWIN, T2T, VIT, VIT_LITE, Family
 from mpvg.cli import main
 
 pytestmark = pytest.mark.slow
-STEPS = 60
+STEPS = 80
 AT = {  # the architectures as registered, at a size that two cores can bear
     VIT.models[0]: {"img_size": 64},
     VIT_LITE.models[0]: {"img_size": 32},
