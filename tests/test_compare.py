@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpvg.checkpoint import load_model
 from mpvg.cli import main
 from mpvg.compare.folder import RunFolder
 from mpvg.compare.rates import choose
 from mpvg.compare.settings import Settings
+from mpvg.compare.training import evaluate
+from mpvg.data.preprocessing import to_tensors
 from mpvg.data.sources import load_data
 from mpvg.out import locked
 from test_data import arrays, save, tree
@@ -62,13 +65,21 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"mpvg compare --data {dataset}" in " ".join(html.unescape(re.sub("<[^>]+>", "", page)).split())
     assert "http://" not in page.replace("http://www.w3.org", "")
 
+    # the trained models are kept, with all that it takes to use them
+    data = load_data(dataset)
+    for row in found:
+        name = re.sub(r"[^a-z0-9_]+", "-", row["scheme"])
+        card, model = load_model(one / "runs" / f"{name}-seed{row['seed']}.safetensors")
+        assert (card.scheme, card.classes, card.data["seed"]) == (row["scheme"], data.classes, int(row["seed"]))
+        assert evaluate(model, card.preprocessing, *to_tensors(data.test)).accuracy == float(row["accuracy"])
+
     # the numbers do not depend on the number of workers
     assert compare(dataset, two, "--workers", "2") == 0
     assert rows(two) == found
 
     # finished runs are kept, and more seeds and schemes can be added
     kept = {path: path.stat().st_mtime_ns for path in (one / "runs").iterdir()}
-    assert len(kept) == 4
+    assert sorted(path.suffix for path in kept) == [".json"] * 4 + [".safetensors"] * 4
     assert compare(dataset, one, "--seeds", "2") == 0
     assert "4 of 4 runs had finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (one / "runs").iterdir()} == kept
@@ -82,7 +93,7 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     # the same images under another name are the same data; a damaged run is done again
     other = Path(dataset).with_name("other.npz")
     other.write_bytes(Path(dataset).read_bytes())
-    damaged = next((one / "runs").iterdir())
+    damaged = next((one / "runs").glob("*.json"))
     damaged.write_text("{")
     assert compare(str(other), one) == 0
     assert "3 of 4 runs had finished" in capsys.readouterr().out

@@ -25,7 +25,7 @@ class RunFolder(OutFolder):
 
     def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
         configuration = {**settings.as_dict(), "data_hash": fingerprint(data)}
-        results = ("runs/*.json", "trials/*.json", "results.csv", "summary.json", "report.html")
+        results = ("runs/*.json", "runs/*.safetensors", "trials/*.json", "results.csv", "summary.json", "report.html")
         super().__init__(path, configuration, results=results)
 
     def make(self, *, overwrite: bool) -> None:
@@ -37,6 +37,9 @@ class RunFolder(OutFolder):
     def file_of(self, job: Job) -> Path:
         name = re.sub(r"[^a-z0-9_]+", "-", job.scheme)
         return self.path / (f"trials/{name}-lr{job.lr!r}.json" if job.trial else f"runs/{name}-seed{job.seed}.json")
+
+    def weights_of(self, job: Job) -> Path:
+        return self.file_of(job).with_suffix(".safetensors")
 
     def finished(self, job: Job) -> dict[str, Any] | None:
         """Return a job's record, or None where it has not finished or its file is damaged."""

@@ -130,8 +130,10 @@ def _work(job: Job) -> dict[str, Any]:
     def report(done: float, loss: float) -> None:
         events.put(Event(job, done, loss, None))
 
-    do = try_rate if job.trial else train_and_test
-    record = do(settings, job, data, report, device=device)
+    if job.trial:
+        record = try_rate(settings, job, data, report, device=device)
+    else:
+        record = train_and_test(settings, job, data, report, device=device, weights=folder.weights_of(job))
     record |= {"versions": versions(), "hardware": hardware(device)}
     write_atomically(folder.file_of(job), json.dumps(record, indent=1))
     return record

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mpvg.analysis.record import correlation_by_block
+from mpvg.checkpoint import Card, save_safetensors
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.data.batches import epoch_batches
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
-from mpvg.data.sources import ImageData, split_validation
+from mpvg.data.sources import ImageData, absolute_source, split_validation
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
 from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, take_step
@@ -73,7 +75,13 @@ def build_model(settings: Settings, scheme: str, data: ImageData) -> Any:
 
 
 def train_and_test(
-    settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu"
+    settings: Settings,
+    job: Job,
+    data: ImageData,
+    report: Progress,
+    *,
+    device: str = "cpu",
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """Train one scheme with one seed and test it.
 
@@ -86,6 +94,7 @@ def train_and_test(
         data: The images.
         report: Called about a hundred times.
         device: Where to compute.
+        weights: The .safetensors file to keep the trained model in.
 
     Returns:
         A JSON-able record: what came out on the test split, the learning curve, correlations by depth, counts.
@@ -96,6 +105,8 @@ def train_and_test(
     started = time.perf_counter()
     trained = train(settings, job, data, report, device=device)
     model, preprocessing = trained.model, trained.preprocessing
+    if weights is not None:
+        save_safetensors(weights, _card(settings, job, data, preprocessing), model)
     pixels, labels = to_tensors(data.test, device)
     test = evaluate(model, preprocessing, pixels, labels)
     shown = torch.linspace(0, len(pixels) - 1, min(len(pixels), eval_batch_size(preprocessing.size))).long()
@@ -216,6 +227,23 @@ def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: T
     confusion = (labels * classes + logits.argmax(dim=1)).bincount(minlength=classes**2).view(classes, classes)
     accuracy = confusion.diagonal().sum().item() / len(labels)
     return Outcome(accuracy, cross_entropy(logits, labels).item(), confusion)
+
+
+def _card(settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing) -> Card:
+    return Card(
+        model=settings.model,
+        scheme=job.scheme,
+        arguments=model_arguments(data.image_size, data.channels, len(data.classes)),
+        preprocessing=preprocessing,
+        classes=data.classes,
+        data={
+            "source": absolute_source(settings.data),
+            "img_size": settings.img_size,
+            "val_fraction": settings.val_fraction,
+            "skip_bad_images": settings.skip_bad_images,
+            "seed": job.seed,
+        },
+    )
 
 
 def _nonzero(confusion: Tensor) -> list[list[int]]:

@@ -17,7 +17,7 @@ from mpvg.data.npz import load_npz
 from mpvg.data.splits import ImageData, Split
 from mpvg.errors import UserError, nearest
 
-__all__ = ["BUILT_IN", "ImageData", "Split", "held_out", "load_data", "split_validation"]
+__all__ = ["BUILT_IN", "ImageData", "Split", "absolute_source", "held_out", "load_data", "split_validation"]
 
 BUILT_IN = ("digits",)
 _LARGEST = 4096  # pixels a side
@@ -63,6 +63,12 @@ def load_data(
             f"{data.name} has {len(data.train)} training images and no val split: give {_FEWEST} or more, or a val."
         )
     return replace(data, note=f"{data.note}; no validation split, so a part of train is taken for it.")
+
+
+def absolute_source(source: str) -> str:
+    """Return a source as a checkpoint keeps it: a path that exists is made absolute."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Split, Split]:

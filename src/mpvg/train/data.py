@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from mpvg.data.batches import epoch_batches
 from mpvg.data.preprocessing import eval_batch_size, to_tensors
-from mpvg.data.sources import ImageData, Split, load_data, split_validation
+from mpvg.data.sources import ImageData, Split, absolute_source, load_data, split_validation
 from mpvg.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -69,10 +68,8 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a checkpoint's card keeps of the data."""
-        path = Path(self.source).expanduser()
-        source = str(path.resolve()) if path.exists() else self.source
         names = ("img_size", "val_fraction", "skip_bad_images", "seed")
-        return {"source": source, **{name: getattr(self, name) for name in names}}
+        return {"source": absolute_source(self.source), **{name: getattr(self, name) for name in names}}
 
     @property
     def steps_an_epoch(self) -> int:
