@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from mpvg import __version__
-from mpvg.commands import compare, models
+from mpvg.commands import analyze, compare, models
 from mpvg.commands.options import Parser
 from mpvg.errors import RunError, UserError
 
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   mpvg fit --data my_images/ --img-size 32 --model.scheme mpvg
   mpvg test --ckpt runs/fit/best.ckpt
   mpvg predict --ckpt runs/fit/best.ckpt photo.png
+  mpvg analyze runs/fit/best.ckpt --out look      what do its position embeddings do?
 
 Each command has a --help of its own."""
 
@@ -95,6 +96,7 @@ def _parser() -> Parser:
     compare.add_parser(commands)
     for name, (_, _, help_text) in _WITH_YAML.items():
         commands.add_parser(name, help=help_text, add_help=False)
+    analyze.add_parser(commands)
     models.add_parser(commands)
     return parser
 

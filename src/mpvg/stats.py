@@ -1,10 +1,10 @@
-"""Intervals over seeds."""
+"""Intervals over seeds and over images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
-from statistics import fmean, stdev
+from math import atanh, sqrt, tanh
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
@@ -39,6 +39,26 @@ def student_interval(values: Sequence[float]) -> Interval:
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(value: float, replicates: Sequence[float], *, of_correlations: bool = False) -> Interval:
+    """Return a value and its 95 % normal interval, with the standard deviation of its bootstrap replicates.
+
+    Args:
+        value: The measure itself.
+        replicates: The same measure on two or more resamples.
+        of_correlations: Whether to reckon on Fisher's scale, atanh, which keeps the interval within -1 and 1.
+
+    Returns:
+        The interval, around `value`.
+    """
+
+    def scaled(number: float) -> float:
+        return atanh(max(-1 + 1e-12, min(1 - 1e-12, number))) if of_correlations else number
+
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * stdev(map(scaled, replicates))
+    low, high = scaled(value) - half, scaled(value) + half
+    return Interval(value, tanh(low), tanh(high)) if of_correlations else Interval(value, low, high)
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Interval:

@@ -1,16 +1,199 @@
-"""Recording a model's tokens where positions meet them, in one pass and without a second delivery."""
+"""Recording a model's tokens where positions meet them: one pass, the model's own delivery, memory that does not grow.
+
+Hooks on each block's first norm see LN_l(x_l), one on the Last LN sees x_L and LN(x_L). Sums over the images are kept
+in float64, and a hundred more under random weights, from which the bands over images come.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
-from mpvg.analysis.measures import correlation
+from mpvg.analysis.map_statistics import MapStatistics
+from mpvg.errors import RunError
+from mpvg.position import Layerwise, Positions
+
+REPLICATES = 100
+_SEED = 0  # of the bootstrap's weights
 
 
-@torch.inference_mode()
+class NonFiniteActivationsError(RunError):
+    """A model computes NaN or infinite numbers."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block: the norm whose output its position joins, and that position.
+
+    Args:
+        block: Its number l.
+        name: What to call it.
+        norm: LN_l.
+        prefix: How many of its rows are no patches.
+        position: d_l (N, D) without the class token's row; None where nothing is delivered.
+    """
+
+    block: int
+    name: str
+    norm: nn.Module
+    prefix: int
+    position: Tensor | None
+
+
+def places(model: Any, positions: Positions | None) -> list[Place]:
+    """Return where tokens may meet a position: every block, and CeiT's attention over layers behind them.
+
+    Args:
+        model: A layer-wise model, or a plain vision transformer of timm.
+        positions: The model's own; None where it has none to deliver.
+    """
+    if positions is None:
+        return [Place(i, str(i), block.norm1, model.num_prefix_tokens, None) for i, block in enumerate(model.blocks)]
+    class_rows = int(model.has_class_row)
+    found = [
+        Place(i, str(i), block.norm1, model.num_prefix_tokens, patch_rows(positions.blocks[i], class_rows))
+        for i, block in enumerate(model.all_blocks())
+    ]
+    lca = getattr(model, "lca", None)
+    if lca is not None:
+        found.append(Place(len(found), "LCA", lca.norm1, 0, patch_rows(positions.blocks[-1], 0)))
+    return found
+
+
+def patch_rows(table: Tensor | None, class_rows: int) -> Tensor | None:
+    """Return a table (1, N, D) or (1, H, W, D) as a map (N, D) in float64, without the class token's row."""
+    return None if table is None else table.detach().double().flatten(0, -2)[class_rows:]
+
+
+class Recorder:
+    """Hooks in a model, and what they have seen; a context manager.
+
+    Args:
+        model: A layer-wise model, folded or not, or a plain vision transformer of timm; in eval mode.
+        replicates: Bootstrap replicates for the bands over images; 0 for none.
+        shown: Numbers of the images whose token norms are kept.
+    """
+
+    def __init__(self, model: Any, *, replicates: int = REPLICATES, shown: Sequence[int] = ()) -> None:
+        self.model = model
+        self.positions: Positions | None = model.positions() if isinstance(model, Layerwise) else None
+        self.places = places(model, self.positions)
+        self.blocks = [MapStatistics(place.position, replicates=replicates) for place in self.places]
+        self.before, self.after = MapStatistics(None), MapStatistics(None)
+        self.prefix_before, self.prefix_after = MapStatistics(None), MapStatistics(None)
+        self.shown = tuple(shown)
+        self.norms: list[tuple[Tensor, Tensor]] = []  # of each shown image, the tokens' norms around the Last LN
+        self.images = 0
+        self.replicates = replicates
+        self._random = torch.Generator().manual_seed(_SEED)
+        self._hooks: list[Any] = []
+        self._sizes: list[tuple[str, Tensor]] = []  # finite where the activations of the batch are
+
+    def __enter__(self) -> Recorder:
+        _check_positions(self.places)
+        add = self._hooks.append
+        for place, statistics in zip(self.places, self.blocks, strict=True):
+            add(place.norm.register_forward_hook(self._see_block(place, statistics)))
+        for i, block in enumerate(self.model.all_blocks() if self.positions else self.model.blocks):
+            add(block.register_forward_hook(self._see_output(f"block {i}")))
+        if not isinstance(self.model.norm, nn.Identity):
+            add(self.model.norm.register_forward_hook(self._see_last))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @torch.inference_mode()
+    def run(self, batch: Tensor) -> Tensor:
+        """Run the model on images and take in what it does.
+
+        Args:
+            batch: Images (B, C, H, W), preprocessed.
+
+        Returns:
+            The model's output.
+
+        Raises:
+            NonFiniteActivationsError: An activation is NaN or infinite; the error names the block.
+            ValueError: The images are not of the model's size.
+        """
+        drawn = torch.poisson(torch.ones(len(batch), self.replicates), generator=self._random)  # image by image
+        self._weights = drawn.T.to(batch.device)
+        self._sizes.clear()
+        output: Tensor = self.model(batch)
+        self._check_finite(batch)
+        self.images += len(batch)
+        return output
+
+    def _see_block(self, place: Place, statistics: MapStatistics) -> Any:
+        def hook(module: Any, args: Any, output: Tensor) -> None:
+            if place.block == 0:
+                self._sizes.append(("the patch embedding", args[0].sum()))
+            statistics.add(output[:, place.prefix :] if output.dim() == 3 else output, self._weights)
+
+        return hook
+
+    def _see_output(self, name: str) -> Any:
+        return lambda module, args, output: self._sizes.append((name, output.sum()))
+
+    def _see_last(self, module: Any, args: Any, output: Tensor) -> None:
+        before: Tensor = args[0]
+        prefix = self.model.num_prefix_tokens if before.dim() == 3 and before.shape[1] > 1 else 0
+        if prefix:
+            self.prefix_before.add(before[:, :prefix], self._weights)
+            self.prefix_after.add(output[:, :prefix], self._weights)
+        self.before.add(before[:, prefix:] if prefix else before, self._weights)
+        self.after.add(output[:, prefix:] if prefix else output, self._weights)
+        for image in self.shown:
+            if self.images <= image < self.images + len(before):
+                i = image - self.images
+                read = output[i] if self.positions is None else self._with_position(output[i : i + 1])[0]
+                self.norms.append((_norms(before[i], prefix), _norms(read, prefix)))
+
+    def _with_position(self, y: Tensor) -> Tensor:
+        assert self.positions is not None
+        return y if self.positions.last is None else y + last_position(self.model, self.positions.last)
+
+    def _check_finite(self, batch: Tensor) -> None:
+        finite = torch.stack([size for _, size in self._sizes]).isfinite().tolist()
+        if not all(finite):
+            name = self._sizes[finite.index(False)][0]
+            cause = "the images themselves are not finite" if not batch.isfinite().all() else "its weights are at fault"
+            raise NonFiniteActivationsError(
+                f"{name} puts out NaN or infinite numbers on images {self.images} to {self.images + len(batch) - 1}: "
+                f"{cause}, so nothing after it can be analysed."
+            )
+
+
+def last_position(model: Any, last: Tensor) -> Tensor:
+    """Return what is added to the Last LN's output: its position, which CeiT sums up for the one token it reads."""
+    return model.summary(last) if getattr(model, "lca", None) is not None else last
+
+
+def check_plain(model: Any) -> None:
+    """Refuse a model that is neither ours nor a plain vision transformer of timm.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    plain = isinstance(model, VisionTransformer) and all(
+        isinstance(getattr(block, "norm1", None), nn.Module) and type(block).__name__ == "Block"
+        for block in model.blocks
+    )
+    if not (isinstance(model, Layerwise) or plain):
+        raise ValueError(
+            f"{type(model).__name__} is no model of mpvg and no plain vision transformer of timm, whose blocks "
+            "normalise their input: name an mpvg_* model, a checkpoint, or one such as deit_tiny_patch16_224."
+        )
+
+
 def correlation_by_block(model: Any, images: Tensor) -> dict[int, float | None]:
     """Return the correlation of normalised tokens and delivered position at each block that receives one.
 
@@ -25,21 +208,25 @@ def correlation_by_block(model: Any, images: Tensor) -> dict[int, float | None]:
     Source:
         MPVG, figure 4.
     """
-    means: dict[int, Tensor] = {}
-
-    def keep_mean(block: int) -> Any:
-        return lambda module, args, output: means.__setitem__(block, output.mean(dim=0))
-
-    blocks = model.all_blocks()
-    delivered = {i: table for i, table in enumerate(model.positions().blocks[: len(blocks)]) if table is not None}
-    hooks = [blocks[block].norm1.register_forward_hook(keep_mean(block)) for block in delivered]
-    try:
-        model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    class_row = int(model.has_class_row)
+    with Recorder(model, replicates=0) as recorder:
+        recorder.run(images)
+    depth = len(model.all_blocks())
     return {
-        block: correlation(means[block][model.num_prefix_tokens :], table[0, class_row:])
-        for block, table in delivered.items()
+        place.block: statistics.correlation().value
+        for place, statistics in zip(recorder.places[:depth], recorder.blocks[:depth], strict=True)
+        if place.position is not None
     }
+
+
+def _check_positions(places: Sequence[Place]) -> None:
+    for place in places:
+        if place.position is not None and not place.position.isfinite().all():
+            raise NonFiniteActivationsError(
+                f"the position delivered to block {place.name} holds NaN or infinite numbers: the position norms up to "
+                "that block, or the table, are at fault."
+            )
+
+
+def _norms(tokens: Tensor, prefix: int) -> Tensor:
+    tokens = tokens if tokens.dim() == 3 else tokens[prefix:]
+    return torch.linalg.vector_norm(tokens.double(), dim=-1).cpu()

@@ -24,6 +24,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
 def rates(text: str) -> tuple[float, ...]:
     """Return one or more learning rates, ascending, of "0.001,0.002"."""
     return tuple(sorted({_number(part, 0, float("inf"), "a number above 0") for part in text.split(",")}))

@@ -1,33 +1,27 @@
 """The report of `mpvg compare`: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mpvg.files import write_atomically
 from mpvg.report import figures
 from mpvg.report.class_figures import opacity
 from mpvg.report.classes import classes_section
 from mpvg.report.images import images_of
+from mpvg.report.page import template
 from mpvg.report.rates import rates_section
 from mpvg.report.svg import SERIES_COUNT, Drawing
 from mpvg.report.wording import (
     NBSP,
-    duration,
     headline,
     interval,
     lead,
     listed,
     percent,
-    plain,
     points,
-    rate,
     scaled,
     several_seeds,
-    tenths,
     without_position,
 )
 
@@ -49,8 +43,7 @@ def write_compare_report(summary: Mapping[str, Any], path: Path) -> None:
     schemes = summary["schemes"]
     if not schemes:
         raise ValueError("the summary lists no scheme, so there is nothing to report")
-    page = _environment().get_template("compare.html.j2")
-    text = page.render(
+    text = template("compare.html.j2").render(
         summary=summary,
         headline=headline(summary),
         lead=lead(summary),
@@ -195,17 +188,3 @@ def _correlation_drawing(schemes: Sequence[Mapping[str, Any]]) -> Drawing | None
         centred=True,
     )
     return Drawing("Tokens and positions by depth", text, svg)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mpvg.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(percent=percent, points=points, tenths=tenths, duration=duration, plain=plain, rate=rate)
-    return environment

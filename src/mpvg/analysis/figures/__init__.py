@@ -1,0 +1,1 @@
+"""The figures of an analysis: heat maps of tiles, and charts by depth."""

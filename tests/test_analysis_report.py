@@ -1,0 +1,479 @@
+"""The report of an analysis: its figures, what it says, and what it leaves out."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from mpvg.analysis.figures.depth import DepthChart
+from mpvg.analysis.figures.grids import similarity, token_norms
+from mpvg.analysis.figures.last_norm import positions_in_last_norm
+from mpvg.analysis.figures.maps import evenly, shown_map, tokens_and_positions
+from mpvg.analysis.figures.numbers import number
+from mpvg.analysis.figures.series import grouped
+from mpvg.analysis.measures import correlation, effective_rank, last_norm_statistics, variance_share
+from mpvg.analysis.results import (
+    BlockFindings,
+    CausalTest,
+    Estimate,
+    Findings,
+    Intervention,
+    LastNormFindings,
+    TokenNorms,
+)
+from mpvg.report.analysis import write_analysis_report
+from mpvg.report.svg import PRINT
+
+Grid = tuple[int, int]
+UNDEFINED = Estimate(None)
+
+
+def make_map(grid: Grid, width: int, *, seed: int, size: float = 1.0) -> Tensor:
+    """Smooth over the grid, a wave of its own in every dimension; a few dimensions are larger than others."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, grid[0]), torch.linspace(0, 1, grid[1]), indexing="ij")
+    places = torch.stack([rows, columns], dim=-1).flatten(0, 1).double()
+    waves = torch.randn(2, width, generator=draw).double() * 4
+    phase = torch.rand(width, generator=draw).double() * 6.3
+    gain = torch.randn(width, generator=draw).double().abs().square() + 0.2
+    return size * gain * torch.sin(places @ waves + phase)
+
+
+def make_block(
+    block: int, grid: Grid, width: int, *, depth: int, delivered: bool = True, seed: int = 0, paper: float | None = None
+) -> BlockFindings:
+    position = make_map(grid, width, seed=block // 3 + 100 * seed, size=1.5)
+    share = (block + 1) / depth
+    tokens = make_map(grid, width, seed=1000 + block + seed) - share * position
+    found = correlation(tokens, position)
+    if not delivered or found is None:
+        return BlockFindings(block, str(block), grid, tokens, None, UNDEFINED, UNDEFINED, UNDEFINED, UNDEFINED)
+    return BlockFindings(
+        block=block,
+        name=str(block),
+        grid=grid,
+        tokens=tokens,
+        position=position,
+        correlation=Estimate(found, found - 0.04, found + 0.05),
+        correlation_per_image=Estimate(0.6 * found, 0.6 * found - 0.02, 0.6 * found + 0.02),
+        variance_share=Estimate(variance_share(tokens, position), 0.1, 0.4),
+        effective_rank=Estimate(effective_rank(position)),
+        paper=paper,
+    )
+
+
+def make_last(
+    grid: Grid | None, width: int, *, position: Tensor | None = None, seed: int = 0, **paper: float
+) -> LastNormFindings:
+    before = make_map(grid or (1, 1), width, seed=77 + seed, size=3)
+    beta = make_map((1, 1), width, seed=88 + seed, size=0.3)[0]
+    gamma = 1 + 0.2 * make_map((1, 1), width, seed=99 + seed)[0]
+    after = gamma * before / before.std() + beta
+    constant = None if position is None else position.mean(dim=0)
+    found = last_norm_statistics(before, after, beta=beta, position=position)
+    return LastNormFindings(grid, before, after, position, gamma, beta, constant, found, paper)
+
+
+def make_norms(grid: Grid, *, count: int = 3, seed: int = 0) -> TokenNorms:
+    y, x = np.mgrid[0:64, 0:64] / 64
+    images = np.stack([np.stack([x, y, (x + y + at / count) % 1], axis=-1) for at in range(count)])
+    norms = np.stack([make_map(grid, 8, seed=at + seed).norm(dim=1).reshape(grid).numpy() for at in range(count)])
+    names = tuple(f"class {at}" for at in range(count))
+    return TokenNorms((255 * images).astype(np.uint8), names, 5 + norms, 10 + 2 * norms)
+
+
+def make_causal(blocks: Sequence[BlockFindings], *, labels: bool = True, seed: int = 0) -> CausalTest:
+    def intervention(block: int | None, name: str, change: str, loss: float) -> Intervention:
+        difference = Estimate(-loss, -loss - 0.02, -loss + 0.02) if labels else UNDEFINED
+        return Intervention(block, name, change, 0.7 - loss if labels else None, difference, 1 - loss)
+
+    received = [block for block in blocks if block.position is not None]
+    tried = [
+        intervention(block.block, block.name, change, loss / (2 + at + 0.1 * seed))
+        for at, block in enumerate(received)
+        for change, loss in (("removed", 0.3), ("pos_0", 0.1), (f"d_{block.block + 1}", 0.05))
+    ]
+    tried += [intervention(None, "all", "removed", 0.6), intervention(None, "all", "pos_0", 0.2)]
+    return CausalTest(200, 0.7 if labels else None, tuple(tried))
+
+
+def make_findings(
+    label: str = "mpvg",
+    *,
+    series: str | None = None,
+    depth: int = 4,
+    grid: Grid = (4, 5),
+    width: int = 24,
+    first: int | None = 1,
+    added: bool = True,
+    labels: bool = True,
+    seed: int = 0,
+    paper: dict[int, float] | None = None,
+) -> Findings:
+    """A plain transformer; `first` is the first block that receives a position, None for a model without."""
+    blocks = tuple(
+        make_block(
+            block,
+            grid,
+            width,
+            depth=depth,
+            delivered=first is not None and block >= first,
+            seed=seed,
+            paper=(paper or {}).get(block),
+        )
+        for block in range(depth)
+    )
+    initial = make_map(grid, width, seed=5 + seed)
+    printed = {"var_beta": 0.2387, "cosine": 0.2995} if paper else {}
+    return Findings(
+        name=f"runs/{label}.pt",
+        label=label,
+        series=series or label,
+        model="mpvg_deit_tiny_patch16_224",
+        scheme=label if first is not None else "gap",
+        folded=False,
+        parameters=5_700_000,
+        images=256,
+        initial=initial,
+        initial_grid=grid,
+        blocks=blocks,
+        last=make_last(grid, width, position=initial if added else None, seed=seed, **printed),
+        norms=make_norms(grid, seed=seed),
+        causal=None if first is None else make_causal(blocks, labels=labels, seed=seed),
+        notes=(),
+    )
+
+
+def make_swin() -> Findings:
+    """Three stages with grids and widths of their own."""
+    stages = [((24, 24), 24), ((12, 12), 48), ((6, 6), 96)]
+    blocks = tuple(
+        make_block(2 * stage + at, grid, width, depth=6)
+        for stage, (grid, width) in enumerate(stages)
+        for at in range(2)
+    )
+    return dataclasses.replace(
+        make_findings("swin"), blocks=blocks, last=make_last((6, 6), 96), norms=make_norms((6, 6)), causal=None
+    )
+
+
+def make_ceit() -> Findings:
+    """Its LCA reads a token of each layer, its last norm one token."""
+    plain = make_findings("ceit")
+    lca = dataclasses.replace(make_block(4, (1, 4), 24, depth=4), name="LCA", grid=None)
+    blocks = (*plain.blocks, lca)
+    return dataclasses.replace(
+        plain,
+        blocks=blocks,
+        last=make_last(None, 24),
+        norms=None,
+        causal=make_causal(blocks, labels=False),
+        notes=("Its Last LN reads one token: no map of norms.",),
+    )
+
+
+def with_undefined(findings: Findings) -> Findings:
+    """The same model with a position of zeros in block 2."""
+    block = findings.blocks[2]
+    assert block.position is not None
+    zeros = dataclasses.replace(
+        block,
+        position=torch.zeros_like(block.position),
+        correlation=UNDEFINED,
+        correlation_per_image=UNDEFINED,
+        effective_rank=UNDEFINED,
+        variance_share=Estimate(0.0),
+    )
+    return dataclasses.replace(findings, blocks=(*findings.blocks[:2], zeros, *findings.blocks[3:]))
+
+
+class Page(HTMLParser):
+    """Visible text, and every attribute."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html, self.words, self.attributes, self._style = html, "", [("", "")], False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._style = tag == "style"
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._style:
+            self.words = " ".join(f"{self.words} {data}".split()) if data.strip() else self.words
+
+
+def names(out: Path) -> set[str]:
+    return {path.stem for path in (out / "figures").iterdir()}
+
+
+def limits(figure: Figure) -> set[tuple[float, float]]:
+    images = [image for axes in figure.axes for image in axes.images]
+    return {image.get_clim() for image in images if np.asarray(image.get_array()).ndim == 2}
+
+
+ALL = {
+    "figure2_tokens_and_positions",
+    "figure4_correlation_by_depth",
+    "figure6_last_norm",
+    "figure7_token_norms",
+    "figure8_last_norm_position",
+    "position_similarity",
+    "variance_share",
+    "effective_rank",
+    "causal_test",
+}
+
+
+def bare(findings: Findings) -> Findings:
+    """The same without what takes long to draw."""
+    return dataclasses.replace(findings, initial=None, last=None, norms=None, causal=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A report written once for several tests."""
+
+    findings: list[Findings]
+    out: Path
+    files: list[Path]
+
+    @property
+    def page(self) -> Page:
+        return Page((self.out / "report.html").read_text())
+
+
+def report_in(out: Path, findings: list[Findings]) -> Report:
+    files = write_analysis_report(findings, out, command="mpvg", data="Digits.", versions={"mpvg": "0.1"})
+    return Report(findings, out, files)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report_in(tmp_path_factory.mktemp("single"), [make_findings(paper={1: -0.37, 3: -0.95})])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    plain = make_findings("gap", first=None, added=False)
+    return report_in(
+        tmp_path_factory.mktemp("mixed"), [with_undefined(make_findings()), plain, make_swin(), make_ceit()]
+    )
+
+
+def test_writes_every_figure_twice_and_returns_the_files(single: Report) -> None:
+    assert names(single.out) == ALL
+    assert set(single.files) == {path for path in single.out.rglob("*") if path.is_file()}
+    assert {path.suffix for path in single.files} == {".html", ".png", ".svg"}
+    assert (single.out / "figures" / "variance_share.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_loads_nothing_and_ids_are_unique(mixed: Report) -> None:
+    page = mixed.page
+    loads = [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in loads)
+    assert any(value.startswith("data:") for value in loads)
+    assert all(one.startswith("#") for one in re.findall(r"url\(([^)]*)\)", page.html))
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in loads if value.startswith("#")} <= set(ids)
+
+
+def test_embedded_heat_maps_hold_the_cells_themselves(single: Report) -> None:
+    svg = (single.out / "figures" / "figure2_tokens_and_positions.svg").read_text()
+    encoded = re.findall(r"data:image/png;base64,([^\"]+)", svg)
+    images = [Image.open(BytesIO(base64.b64decode(one))) for one in encoded]
+    assert [image.size for image in images] == [(128, 1), *[(24, 20)] * 7]  # colour bar, 3 blocks twice, x_L
+    assert {image.mode for image in images} == {"P"}
+    expected = tokens_and_positions(single.findings).draw(PRINT).axes[1].images[0]
+    pixels = np.asarray(images[1].convert("RGB"))
+    assert (pixels == expected.to_rgba(np.asarray(expected.get_array()), bytes=True)[..., :3]).all()
+
+
+def test_colours_follow_the_page_but_not_in_the_files(single: Report) -> None:
+    html = single.page.html
+    files = "".join(path.read_text() for path in single.out.glob("figures/*.svg"))
+    assert "currentColor" in html
+    assert "var(--series-1)" in html
+    assert "#010203" not in html + files
+    assert "#0a0b" not in html + files
+    assert "currentColor" not in files
+    assert "var(--" not in files
+    white = "fill: #ffffff"  # the ground of a figure
+    assert white in files
+    assert white not in html
+
+
+def test_same_findings_give_same_bytes(single: Report, tmp_path: Path) -> None:
+    again = report_in(tmp_path, single.findings)
+    assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in single.files]
+
+
+def test_prints_correlations_and_labels_those_of_the_paper(single: Report, mixed: Report) -> None:
+    words = single.page.words
+    value = single.findings[0].blocks[3].correlation.value
+    assert f"r = {number(value)}" in words
+    assert number(value, 3) in words
+    assert words.count("paper: −0.95") >= 2  # in the figure and in the table
+    assert "paper: 0.2387" in words
+    assert "paper: 0.2995" in words
+    assert "paper: " not in mixed.page.words
+
+
+def test_headline_gives_the_last_correlation(single: Report) -> None:
+    value, low, high = single.findings[0].blocks[3].correlation
+    end = f"correlate at {number(value)} (95\xa0% over images: {number(low)} to {number(high)}) in block 3"
+    assert " ".join(end.split()) in single.page.words
+
+
+def test_nothing_undefined_is_printed_as_python_has_it(mixed: Report) -> None:
+    words = mixed.page.words + "".join(Page(path.read_text()).words for path in mixed.out.glob("figures/*.svg"))
+    assert not re.search(r"\b(nan|None|inf)\b", words)
+    assert "r undefined" in words
+
+
+def test_several_models_state_their_reasons(mixed: Report) -> None:
+    assert {"causal_test", "causal_test_answers"} <= names(mixed.out)  # ceit's images have no labels
+    words = mixed.page.words
+    assert "ceit: Its Last LN reads one token: no map of norms." in words
+    assert "gap delivers no position to its blocks." in words
+    assert "nothing is delivered: tokens only" in words
+    assert "swin was not put to the causal test." in words
+    assert "gap, swin and ceit add no position after the Last LN." in words
+
+
+def test_undefined_values_leave_a_gap() -> None:
+    chart = DepthChart(grouped([with_undefined(make_findings())]), lambda block: block.correlation, "r")
+    lines = chart.draw(PRINT).axes[0].lines
+    (mean,) = [line for line in lines if line.get_linewidth() == 2]
+    (cross,) = [line for line in lines if line.get_marker() == "x"]
+    assert np.isnan(np.asarray(mean.get_ydata(), dtype=float)).tolist() == [False, True, False]
+    assert np.asarray(cross.get_xdata()).tolist() == [2]
+
+
+def test_lca_stands_apart_from_the_line() -> None:
+    found = make_ceit()
+    axes = DepthChart(grouped([found]), lambda block: block.correlation, "r").draw(PRINT).axes[0]
+    (line,) = [line for line in axes.lines if line.get_linewidth() == 2]
+    assert np.asarray(line.get_xdata()).tolist() == [1, 2, 3]
+    (square,) = [line for line in axes.lines if line.get_marker() == "s" and line.get_markersize() == 5]
+    assert np.asarray(square.get_ydata()).tolist() == [found.blocks[4].correlation.value]
+    assert "LCA" in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_seeds_of_one_model_share_a_panel_with_their_interval(tmp_path: Path) -> None:
+    models = [make_findings(f"mpvg, seed {seed}", series="mpvg", seed=seed) for seed in range(3)]
+    figure = DepthChart(grouped(models), lambda block: block.correlation, "r").draw(PRINT)
+    assert [axes.get_title() for axes in figure.axes] == ["mpvg"]
+    values = [one.blocks[3].correlation.value for one in models]
+    mean = np.mean([value for value in values if value is not None])
+    drawn = [np.asarray(line.get_ydata())[-1] for line in figure.axes[0].lines if line.get_linewidth() == 2]
+    assert drawn == [pytest.approx(mean)]
+    page = report_in(tmp_path, [bare(one) for one in models]).page
+    assert "interval over seeds (Student t)" in page.words
+    assert "bootstrap over images)" not in page.words
+    assert "over 3 seeds" in page.words
+
+
+def test_figure_2_has_one_symmetric_scale() -> None:
+    models = [make_findings(), make_findings("gap", first=None), make_swin()]
+    ((low, high),) = limits(tokens_and_positions(models).draw(PRINT))
+    assert low == -high < 0
+    arrays = [block.tokens.numpy() for one in models[:1] for block in one.blocks]
+    assert high < 3 * max(float(np.abs(one).max()) for one in arrays)
+
+
+def test_figure_8_has_a_scale_a_column_common_to_all_models() -> None:
+    models = [make_findings(), make_findings("pvg", added=False, seed=2)]
+    figure = positions_in_last_norm(models)
+    assert figure is not None
+    assert len(limits(figure.draw(PRINT))) == len({scale.high for scale in figure.scales}) == 3
+    assert all(low == -high for low, high in limits(figure.draw(PRINT)))
+    assert positions_in_last_norm(models[1:]) is None
+
+
+def test_figure_2_shows_the_first_and_last_receiving_block_at_most_six() -> None:
+    deep = make_findings(depth=24, grid=(3, 3), width=8)
+    (band,) = tokens_and_positions([deep]).bands
+    titles = [tile.title.split("\n")[0] for tile in band.rows[0] if tile is not None]
+    assert titles[0] == "block 1"
+    assert titles[-2:] == ["block 23", "after the"]
+    assert len(titles) == 7
+    assert [evenly(3, 6), evenly(24, 2)] == [[0, 1, 2], [0, 23]]
+
+
+def test_large_maps_are_averaged_over_neighbours_and_keep_their_mean() -> None:
+    values = torch.arange(56 * 56, dtype=torch.float64)[:, None].repeat(1, 96)
+    shown = shown_map(values, (56, 56))
+    assert shown.shape == (196, 96)
+    assert shown.mean() == pytest.approx(values.mean())
+    assert shown[0, 0] == pytest.approx(values.reshape(56, 56, 96)[:4, :4, 0].mean())
+    assert shown_map(torch.zeros(196, 768), (14, 14)).shape == (196, 256)
+
+
+def test_more_than_three_models_get_a_figure_of_norms_each_on_the_same_scales() -> None:
+    models = [make_findings(f"m{at}", seed=at) for at in range(4)]
+    figures = [one.draw(PRINT) for one in token_norms(models)]
+    assert len(figures) == 4
+    assert len({frozenset(limits(figure)) for figure in figures}) == 1
+    assert len(token_norms(models[:3])) == 1
+
+
+def test_an_image_common_to_all_models_is_drawn_once() -> None:
+    models = [make_findings("a"), make_findings("b", seed=1)]
+    (shared,) = token_norms(models)
+    norms = make_norms((4, 5))
+    other = dataclasses.replace(models[1], norms=dataclasses.replace(norms, images=norms.images[:, ::2]))
+    (apart,) = token_norms([models[0], other])
+    first = [[tile.title for tile in one.bands[0].rows[0] if tile is not None] for one in (shared, apart)]
+    assert first[0] == ["image", "a\nbefore", "a\nafter", "b\nbefore", "b\nafter"]
+    assert first[1] == ["a\nimage", "a\nbefore", "a\nafter", "b\nimage", "b\nbefore", "b\nafter"]
+
+
+def test_similarity_of_the_centre_and_what_is_undefined() -> None:
+    found = similarity([with_undefined(make_findings()), make_swin(), make_ceit()])
+    assert found is not None
+    figure = found.draw(PRINT)
+    assert limits(figure) == {(-1.0, 1.0)}
+    words = " ".join(text.get_text() for text in (*figure.texts, *(text for a in figure.axes for text in a.texts)))
+    assert "undefined" in words
+    assert "12 × 12, stage 2" in words
+    assert "LCA" in words
+    grid = np.asarray(figure.axes[1].images[0].get_array())
+    assert grid.shape == (4, 5)
+    assert grid[2, 2] == pytest.approx(1)
+
+
+def test_says_why_figures_are_missing(tmp_path: Path) -> None:
+    page = report_in(tmp_path, [bare(make_findings("gap", first=None))]).page
+    assert names(tmp_path) == {"figure2_tokens_and_positions"}
+    assert page.words.count("gap delivers no position to its blocks.") == 2
+    assert "gap has no Last LN." in page.words
+    assert "gap has no map of token norms" in page.words
+    assert "gap delivers nothing that could be replaced." in page.words
+    assert "no position is delivered to the blocks" in page.words
+
+
+def test_user_text_is_escaped(tmp_path: Path) -> None:
+    found = bare(make_findings("<b>x</b> & $y$", first=None))
+    write_analysis_report([found], tmp_path, command="mpvg <script>", data="<i>Images</i>.", versions={"<u>": "1"})
+    page = Page((tmp_path / "report.html").read_text())
+    assert not {"<b>", "<script>", "<i>", "<u>"} & set(re.findall(r"<\w+>", page.html))
+    assert page.words.count("<b>x</b> & $y$") >= 4
+    assert "mpvg <script>" in page.words
