@@ -18,6 +18,7 @@ from mpvg.checkpoint import Card, load_model
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError, nearest
 from mpvg.fold import Folded, fold
+from mpvg.scheme import SCHEMES
 from mpvg.train.build import check_scheme
 
 _WEIGHTS = (".ckpt", ".safetensors")
@@ -83,7 +84,7 @@ def load_subjects(
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            subjects += [_from_checkpoint(str(file), file) for file in _checkpoints_in(path)]
+            subjects += sorted((_from_checkpoint(str(file), file) for file in _checkpoints_in(path)), key=_in_order)
         elif path.is_file() or path.suffix in _WEIGHTS:
             subjects.append(_from_checkpoint(name, path))
         else:
@@ -99,6 +100,14 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder} holds no checkpoint of mpvg fit or mpvg compare: name one, or a folder of theirs.")
     return found if found[0].parent != folder else found[:1]
+
+
+def _in_order(subject: Subject) -> tuple[int, str, int]:
+    """Sort by scheme, from the baselines to mpvg, and by seed."""
+    assert subject.card is not None
+    presets = list(SCHEMES)[::-1]
+    rank = presets.index(subject.scheme) if subject.scheme in presets else len(presets)
+    return rank, subject.scheme, int(subject.card.data.get("seed", 0))
 
 
 def _from_checkpoint(name: str, path: Path) -> Subject:
