@@ -120,7 +120,9 @@ def test_every_kind_of_model(name: str, options: list[str], tmp_path: Path, caps
     assert analyze(out, name, "--causal-images", "1", *options, images=2) == 0
     printed = capsys.readouterr().out
     found, _ = read(out)
-    assert any("random weights" in note for note in found["models"][0]["notes"])
+    notes = found["models"][0]["notes"]
+    assert any("random weights" in note for note in notes)
+    assert any("images of 8 x 8 pixels, resized to" in note for note in notes)
     delivers = any(block["receives"] for block in found["models"][0]["blocks"])
     assert delivers == ("delivers no position" not in printed)
     assert (out / "figures" / "figure2_tokens_and_positions.png").exists()

@@ -30,6 +30,7 @@ class Pictures:
         count: How many there are.
         labels: Class of each; None where they have none.
         classes: Names of the classes; None where they have none.
+        size: Height and width before they are resized for a model; None for files of any size.
     """
 
     note: str
@@ -37,6 +38,7 @@ class Pictures:
     count: int
     labels: Tensor | None
     classes: tuple[str, ...] | None
+    size: tuple[int, int] | None = None
 
     def pixels(self, image: int, preprocessing: Preprocessing) -> Pixels:
         """Return an image (H, W, C) at the size that a model takes."""
@@ -101,7 +103,7 @@ def load_pictures(source: str, *, count: int, img_size: int | None, like: Prepro
     note = f"{len(rows):,} of {len(data.test):,} test images of {data.name}, spread evenly"
     if len(rows) == len(data.test):
         note = f"All {len(rows):,} test images of {data.name}"
-    return Pictures(f"{note}.", read, len(rows), torch.from_numpy(split.labels), data.classes)
+    return Pictures(f"{note}.", read, len(rows), torch.from_numpy(split.labels), data.classes, data.image_size)
 
 
 def spread(available: int, wanted: int) -> list[int]:

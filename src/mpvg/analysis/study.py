@@ -16,6 +16,7 @@ from mpvg.analysis.printed import printed_at_last_norm, printed_correlations
 from mpvg.analysis.record import Place, Recorder, last_position, patch_rows
 from mpvg.analysis.results import BlockFindings, CausalTest, Estimate, Findings, LastNormFindings, TokenNorms
 from mpvg.analysis.subjects import Subject
+from mpvg.data.images import resizing_in_words
 from mpvg.data.preprocessing import eval_batch_size
 
 SHOWN = 4  # images whose token norms are drawn
@@ -65,6 +66,8 @@ def study(
                 right += int((answers == labels).sum())
             report()
     notes = [subject.note] if subject.note else []
+    if pictures.size not in (None, preprocessing.size):
+        notes.append(f"For {subject.label}, {resizing_in_words([pictures.size], preprocessing.size)}.")
     grid: Grid = getattr(model.patch_embed, "grid_size", None)
     printed = printed_correlations(subject.model_name, model)
     blocks = tuple(

@@ -226,7 +226,7 @@ def _norms(findings: Sequence[Findings]) -> Iterator[_Plot]:
     for at, figure in enumerate(figures, 1):
         text = (
             "The L2 norm of each token of an image before the Last LN, and after it with the position that is added "
-            "there. All models share one scale before and one after."
+            "there. Models of one width share one scale before and one after."
         )
         name = "figure7_token_norms" + (f"_{at}" if len(figures) > 1 else "")
         title = "Token norms (figure 7)" + (f": {figure.bands[0].title}" if len(figures) > 1 else "")

@@ -29,17 +29,22 @@ def token_norms(findings: Sequence[Findings]) -> list[TileFigure]:
         findings: The models.
 
     Returns:
-        One figure for up to three models, else one a model, all on the same scales; none where no model has norms.
+        One figure for up to three models of one width, else one a model, on the same scales where the width is the
+        same, as a norm grows with it; none where no model has norms.
     """
-    models = [(one.label, one.norms) for one in findings if one.norms is not None]
-    if not models:
-        return []
-    scales = (
-        sequential("norm of x_L, before the Last LN", [norms.before for _, norms in models]),
-        sequential("norm after the Last LN and its position", [norms.after for _, norms in models]),
-    )
-    groups = [models] if len(models) <= _TOGETHER else [[model] for model in models]
-    return [_norms_figure(group, scales) for group in groups]
+    by_width: dict[int, list[tuple[str, TokenNorms]]] = {}
+    for one in findings:
+        if one.norms is not None and one.last is not None:
+            by_width.setdefault(one.last.before.shape[1], []).append((one.label, one.norms))
+    figures = []
+    for models in by_width.values():
+        scales = (
+            sequential("norm of x_L, before the Last LN", [norms.before for _, norms in models]),
+            sequential("norm after the Last LN and its position", [norms.after for _, norms in models]),
+        )
+        groups = [models] if len(models) <= _TOGETHER else [[model] for model in models]
+        figures += [_norms_figure(group, scales) for group in groups]
+    return figures
 
 
 def similarity(findings: Sequence[Findings]) -> TileFigure | None:
@@ -62,7 +67,7 @@ def _norms_figure(models: Sequence[tuple[str, TokenNorms]], scales: tuple[Scale,
     for at in range(min(_IMAGES, len(first.images))):
         row: list[Tile | None] = []
         for label, norms in models:
-            name = f"{wrapped(label, 13)}\n" if len(models) > 1 else ""
+            name = f"{wrapped(label, 26 if len(models) < 3 else 17)}\n" if len(models) > 1 else ""
             if norms is first or not shared:
                 beside = wrapped(norms.names[at], 15) if norms is first else ""
                 title = "image" if shared else f"{name}image"

@@ -64,10 +64,10 @@ def shown_map(values: Tensor, grid: tuple[int, int] | None) -> Array:
     return values.numpy()
 
 
-def shape_text(values: Tensor) -> str:
-    """Write how many tokens and dimensions a map (N, D) has."""
+def shape_text(values: Tensor, rows: str = "tokens") -> str:
+    """Write how many tokens, or other `rows`, and dimensions a map (N, D) has."""
     tokens, dimensions = values.shape
-    return f"{tokens} {'token' if tokens == 1 else 'tokens'} × {dimensions}"
+    return f"{tokens} {'token' if tokens == 1 else rows} × {dimensions}"
 
 
 def _chosen_blocks(one: Findings, findings: Sequence[Findings]) -> list[BlockFindings]:
@@ -87,7 +87,8 @@ def _figure2_band(one: Findings, blocks: Sequence[BlockFindings], scale: Scale) 
     tokens: list[Tile | None] = []
     positions: list[Tile | None] = []
     for at, block in enumerate(blocks):
-        below = shape_text(block.tokens) if at == 0 or block.tokens.shape != blocks[at - 1].tokens.shape else ""
+        rows = "layers" if block.name == LCA else "tokens"
+        below = shape_text(block.tokens, rows) if at == 0 or block.tokens.shape != blocks[at - 1].tokens.shape else ""
         beside = at == 0
         tokens.append(
             Tile(
