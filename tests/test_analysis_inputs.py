@@ -67,19 +67,34 @@ def test_a_folder_of_a_training_brings_its_best(tmp_path: Path) -> None:
         load_subjects([str(tmp_path / "empty")])
 
 
-def test_labels_tell_models_apart(tmp_path: Path) -> None:
-    a, b = (str(checkpoint(tmp_path / name / "best.safetensors")) for name in ("a", "b"))
-    assert labels([a, b]) == ["mpvg, seed 0", "mpvg, seed 0 (2)"]
+def test_labels_tell_models_apart() -> None:
     assert labels(["mpvg_vit_nano:gap", "mpvg_vit_nano:mpvg:last_norm=3"]) == ["gap", "mpvg:last_norm=3"]
-    assert labels(["mpvg_vit_nano", "deit_tiny_patch16_224"], scheme="pvg") == ["vit_nano pvg", "deit_tiny_patch16_224"]
+    assert labels(["mpvg_vit_nano", "deit_tiny_patch16_224"], scheme="pvg") == ["pvg vit_nano", "deit_tiny_patch16_224"]
+
+
+def test_copies_of_a_run_are_no_seeds(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{name}.safetensors", seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    found = load_subjects([str(path) for path in paths])
+    assert [one.series for one in found] == ["mpvg", "mpvg (2)", "mpvg"]
+    assert [one.label for one in found] == ["mpvg, seed 0", "mpvg (2)", "mpvg, seed 1"]
+
+
+def test_runs_on_other_images_are_no_seeds(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / "a.safetensors"), checkpoint(tmp_path / "b.safetensors", seed=1, source="other")]
+    assert [one.series for one in load_subjects([str(path) for path in paths])] == ["mpvg", "mpvg (2)"]
+
+
+def test_a_folder_does_not_hide_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mpvg_vit_nano").mkdir()
+    assert labels(["mpvg_vit_nano"]) == ["mpvg"]
 
 
 def test_models_of_one_scheme_but_of_other_images_are_no_seeds_of_each_other() -> None:
     small, large = load_subjects(["mpvg_vit_nano"], img_size=8), load_subjects(["mpvg_vit_nano"], img_size=16)
     assert small[0].series == large[0].series == "mpvg"
     found = load_subjects(["mpvg_vit_nano", "mpvg_vit_nano"])
-    assert [one.series for one in found] == ["mpvg", "mpvg"]
-    assert [one.label for one in found] == ["mpvg", "mpvg (2)"]
+    assert [one.series for one in found] == [one.label for one in found] == ["mpvg", "mpvg (2)"]
 
 
 def test_models_that_are_named_are_created_at_a_size() -> None:
@@ -95,6 +110,8 @@ def test_models_that_are_named_are_created_at_a_size() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("", "is no checkpoint"),
+        ("x" * 300, "is no checkpoint"),
         ("mpvg_deit_tny_patch16_224", "did you mean 'mpvg_deit_tiny_patch16_224'"),
         ("nowhere.safetensors", "is no file"),
         ("mpvg_vit_nano:mpgv", "mpgv"),
@@ -152,8 +169,12 @@ def test_no_images_are_an_error(tmp_path: Path) -> None:
         load_pictures(str(tmp_path / "nowhere"), count=3, img_size=None, like=GREY, skip_bad=False)
     (tmp_path / "bad.png").write_bytes(b"no image")
     pictures = load_pictures(str(tmp_path / "bad.png"), count=3, img_size=None, like=GREY, skip_bad=False)
-    with pytest.raises(UserError, match=r"bad\.png cannot be read"):
+    with pytest.raises(UserError, match=r"bad\.png cannot be read.*--skip-bad-images"):
         pictures.pixels(0, GREY)
+    with pytest.raises(UserError, match="none of its images can be read"):
+        load_pictures(str(tmp_path), count=3, img_size=None, like=GREY, skip_bad=True)
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    assert load_pictures(str(tmp_path), count=3, img_size=None, like=GREY, skip_bad=True).count == 1
 
 
 def test_the_papers_values_stand_beside_the_model_that_it_draws_only() -> None:

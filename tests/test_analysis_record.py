@@ -133,6 +133,19 @@ def test_the_band_is_that_of_a_poisson_bootstrap_over_images() -> None:
     assert high == pytest.approx(value + half * np.std(shares, ddof=1), rel=1e-4)
 
 
+def test_an_offset_of_all_tokens_changes_nothing_and_constant_ones_are_undefined() -> None:
+    position, maps = images(6, 8, seed=1).double(), images(5, 6, 8, seed=2)
+    plain, offset, constant = (MapStatistics(position, replicates=20) for _ in range(3))
+    weights = torch.poisson(torch.ones(5, 20), generator=torch.Generator().manual_seed(0)).T
+    plain.add(maps, weights)
+    offset.add(maps + 100, weights)
+    constant.add(torch.full_like(maps, 0.3), weights)
+    for measure in ("correlation", "correlation_per_image", "variance_share"):
+        assert getattr(offset, measure)() == pytest.approx(getattr(plain, measure)(), abs=1e-4)
+    assert constant.correlation().value is constant.correlation_per_image().value is None
+    assert constant.variance_share().value == pytest.approx(1)
+
+
 def test_one_image_has_no_band() -> None:
     seen = record(small("mpvg"), images(1, 2, 16, 16)).blocks[2]
     for estimate in (seen.correlation(), seen.correlation_per_image(), seen.variance_share()):
@@ -171,12 +184,16 @@ def test_other_models_are_refused(name: str) -> None:
         check_plain(timm.create_model(name))
 
 
-def test_token_norms_are_those_around_the_last_norm() -> None:
-    model, x = small("mpvg"), images(5, 2, 16, 16)
+@pytest.mark.parametrize(
+    ("scheme", "changes"),
+    [("mpvg", {}), ("pvg_cls:last_norm=0", {"reg_tokens": 2}), ("pvg_cls:last_norm=0", {"no_embed_class": True})],
+)
+def test_token_norms_are_those_around_the_last_norm(scheme: str, changes: dict[str, Any]) -> None:
+    model, x = small(scheme, **changes), images(5, 2, 16, 16)
     recorder = record(model, x, shown=[0, 3])
     with torch.no_grad():
         leaving = model.forward_intermediates(x, indices=1, output_fmt="NLC", intermediates_only=True)[0]
-        read = model.forward_features(x)
+        read = model.forward_features(x)[:, model.num_prefix_tokens :]
     assert len(recorder.norms) == 2
     for (before, after), image in zip(recorder.norms, (0, 3), strict=True):
         torch.testing.assert_close(before, leaving[image].double().norm(dim=1), atol=1e-5, rtol=1e-5)
@@ -191,6 +208,9 @@ def test_token_norms_are_those_around_the_last_norm() -> None:
         ("blocks.2.mlp.fc2.bias", "block 2 puts out"),
         ("blocks.3.norm1.weight", "block 3 puts out"),
         ("blocks.2.norm_pos.weight", "delivered to block 2"),
+        ("norm_pos.bias", "delivered to the Last LN"),
+        ("norm.weight", "the Last LN puts out"),
+        ("head.bias", "the head puts out"),
     ],
 )
 def test_activations_that_are_not_finite_name_their_block(parameter: str, named: str) -> None:

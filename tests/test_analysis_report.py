@@ -33,6 +33,7 @@ from mpvg.analysis.results import (
     LastNormFindings,
     TokenNorms,
 )
+from mpvg.analysis.statements import statements
 from mpvg.report.analysis import write_analysis_report
 from mpvg.report.svg import PRINT
 
@@ -260,7 +261,9 @@ class Report:
 
 
 def report_in(out: Path, findings: list[Findings]) -> Report:
-    files = write_analysis_report(findings, out, command="mpvg", data="Digits.", versions={"mpvg": "0.1"})
+    files = write_analysis_report(
+        findings, statements(findings), out, command="mpvg", data="Digits.", versions={"mpvg": "0.1"}
+    )
     return Report(findings, out, files)
 
 
@@ -386,8 +389,8 @@ def test_seeds_of_one_model_share_a_panel_with_their_interval(tmp_path: Path) ->
     drawn = [np.asarray(line.get_ydata())[-1] for line in figure.axes[0].lines if line.get_linewidth() == 2]
     assert drawn == [pytest.approx(mean)]
     page = report_in(tmp_path, [bare(one) for one in models]).page
-    assert "interval over seeds (Student t)" in page.words
-    assert "bootstrap over images)" not in page.words
+    assert "band over seeds (Student t)" in page.words
+    assert "images (bootstrap)" not in page.words
     assert "over 3 seeds" in page.words
 
 
@@ -472,7 +475,7 @@ def test_says_why_figures_are_missing(tmp_path: Path) -> None:
 
 def test_user_text_is_escaped(tmp_path: Path) -> None:
     found = bare(make_findings("<b>x</b> & $y$", first=None))
-    write_analysis_report([found], tmp_path, command="mpvg <script>", data="<i>Images</i>.", versions={"<u>": "1"})
+    write_analysis_report([found], [], tmp_path, command="mpvg <script>", data="<i>Images</i>.", versions={"<u>": "1"})
     page = Page((tmp_path / "report.html").read_text())
     assert not {"<b>", "<script>", "<i>", "<u>"} & set(re.findall(r"<\w+>", page.html))
     assert page.words.count("<b>x</b> & $y$") >= 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -29,10 +29,11 @@ def model(
         BlockFindings(i, str(i), (1, 2), table, table, Estimate(value), undefined, undefined, undefined)
         for i, value in enumerate(correlations)
     )
+    series = scheme if model == "mpvg_vit_nano" else f"{scheme} {model}"
     values: dict[str, Any] = {field.name: measures.get(field.name) for field in fields(LastNormStatistics)}
     last = LastNormFindings((1, 2), table, table, None, None, None, None, LastNormStatistics(**values), {})
     return Findings(
-        name=scheme, label=f"{scheme}, seed {seed}", series=model + scheme, model=model, scheme=scheme, folded=False,
+        name=scheme, label=f"{scheme}, seed {seed}", series=series, model=model, scheme=scheme, folded=False,
         parameters=1, images=1, initial=None, initial_grid=None, blocks=blocks, last=last, norms=None, causal=None,
         notes=(), seed=seed, accuracy=accuracy,
     )  # fmt: skip
@@ -61,7 +62,7 @@ def test_level_and_slope_of_the_correlation_are_taken_over_seeds() -> None:
 @pytest.mark.parametrize(
     ("accuracies", "verdict"),
     [
-        ([0.72, 0.75], "holds"),
+        ([0.72, 0.751], "holds"),
         ([0.5, 0.531], "the opposite"),
         ([0.55, 0.75], "not shown"),
         ([0.7], "one seed: no interval"),
@@ -93,3 +94,35 @@ def test_what_these_models_cannot_say_is_left_out() -> None:
     other = [model("mpvg", 0, accuracy=0.5), model("pvg", 0, accuracy=0.5, model="mpvg_vit_lite_7_4_32")]
     assert statements(other) == []
     assert statements([model("mpvg", 0, accuracy=0.5), model("pvg", 1, accuracy=0.5)]) == []
+
+
+def test_copies_give_no_interval() -> None:
+    found = one([model("pvg", 0, [-0.1, -0.2, -0.3]), model("pvg", 1, [-0.1, -0.2, -0.3])], "counterbalance")
+    assert found.verdict == "the same in every seed: no interval"
+
+
+def test_layer_attention_is_no_block() -> None:
+    findings = model("pvg", 0, [-0.1, -0.2, -0.3, 0.9])
+    blocks = (*findings.blocks[:3], replace(findings.blocks[3], grid=None))
+    assert one([replace(findings, blocks=blocks)], "counterbalance").estimate.value == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "other", "measure", "expected"),
+    [
+        ("lape_gap", "lape", "accuracy", "below 0"),
+        ("gap_last", "gap", "accuracy", "below 0"),
+        ("mpvg", "pvg", "accuracy", "above 0"),
+        ("pvg", "pvg_cls", "cosine", "below 0"),
+        ("mpvg", "pvg", "var_beta", "below 0"),
+        ("mpvg", "pvg", "var_beta_and_constant", "below 0"),
+        ("gap_last", "mpvg", "correlation_before", "below 0"),
+        ("gap_last", "mpvg", "correlation_after", "below 0"),
+    ],
+)
+def test_what_each_comparison_reads_and_expects(scheme: str, other: str, measure: str, expected: str) -> None:
+    high: dict[str, Any] = {measure: 0.7}
+    low: dict[str, Any] = {measure: 0.4}
+    (found,) = statements([model(scheme, 0, **high), model(other, 0, **low)])
+    assert found.estimate.value == pytest.approx(0.3)
+    assert (found.where, found.expected) == (f"{scheme} against {other}", expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from mpvg.analysis.interventions import delivering
+from mpvg.analysis.measures import cosine_similarity
 from mpvg.analysis.pictures import load_pictures
 from mpvg.analysis.record import correlation_by_block
+from mpvg.analysis.study import study
+from mpvg.analysis.subjects import load_subjects
 from mpvg.checkpoint import load_model, save_safetensors
 from mpvg.cli import main
 from test_analysis_inputs import GREY, checkpoint
@@ -157,13 +161,19 @@ def test_a_model_that_computes_nonsense_is_named_and_the_others_are_kept(tmp_pat
         (["mpvg_vit_nano", "--images", "0"], "'0' is not a whole number"),
         (["mpvg_vit_nano", "--scheme", "mpgv"], "mpgv"),
         (["mpvg_vit_nano", "--out", "taken"], "holds other files"),
+        (["mpvg_vit_nano", "--out", "compared"], "results of another command"),
+        (["mpvg_vit_nano", "--images", "3", "--show", "0", "3"], "3 images are analysed"),
+        (["mpvg_vit_nano", "--causal-images", "-1"], "from 0 to"),
+        (["junk.ckpt"], "junk.ckpt"),
         (["resnet18"], "no plain vision transformer"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("empty", "taken"):
+    for folder in ("empty", "taken", "compared"):
         os.mkdir(folder)
+    Path("compared/config.json").write_text('{"epochs": 3}')
+    Path("junk.ckpt").write_text("junk")
     Path("taken/thesis.txt").write_text("precious")
     Path("bad.png").write_bytes(b"no image")
     own = [] if "--out" in words else ["--out", "look"]
@@ -182,9 +192,56 @@ def test_an_analysis_replaces_an_earlier_one(tmp_path: Path) -> None:
     after = {file.name for file in (out / "figures").iterdir()}
     assert after < before
     assert not any(name.startswith("figure4") for name in after)
+    report = (out / "report.html").read_bytes()
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert analyze(out, path, "--data", tmp_path / "bad.png") == 2
+    assert (out / "report.html").read_bytes() == report  # what fails leaves it as it was
+
+
+def test_study_of_a_class_token_reads_its_row(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "best.safetensors", scheme="pvg_cls:last_norm=0")
+    (subject,) = load_subjects([str(path)])
+    pictures = load_pictures("digits", count=12, img_size=None, like=GREY, skip_bad=False)
+    found = study(subject, pictures, shown=[1, 4])
+    model = subject.model
+    ((x, labels),) = pictures.batches(GREY, size=12)
+    seen: list[torch.Tensor] = []
+    model.norm.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
+    with torch.inference_mode():
+        answers = model(x).argmax(dim=1)
+    before, after = (maps.double() for maps in seen)
+    last = model.positions().last[0].detach().double()
+    assert found.last is not None
+    assert found.last.constant is not None
+    torch.testing.assert_close(found.last.constant, last[0])
+    torch.testing.assert_close(found.last.position, last[1:])
+    torch.testing.assert_close(found.last.before, before[:, 1:].mean(dim=0), atol=1e-5, rtol=1e-5)
+    rows = before[:, 0].mean(dim=0), after[:, 0].mean(dim=0)
+    statistics = found.last.statistics
+    assert statistics.cosine == pytest.approx(cosine_similarity(*rows), abs=1e-6)
+    assert statistics.cosine_with_position == pytest.approx(cosine_similarity(rows[0], rows[1] + last[0]), abs=1e-6)
+    assert found.norms is not None
+    assert found.norms.before[1].ravel() == pytest.approx(before[4, 1:].norm(dim=1).numpy(), rel=1e-5)
+    assert found.norms.after[1].ravel() == pytest.approx((after[4, 1:] + last[1:]).norm(dim=1).numpy(), rel=1e-5)
+    assert labels is not None
+    assert found.accuracy == pytest.approx((answers == labels).double().mean().item())
+    strangers = study(subject, replace(pictures, classes=tuple("abcdefghij")), causal_images=2)
+    assert strangers.accuracy is None
+    assert strangers.causal is not None
+    assert strangers.causal.accuracy is None
+    assert strangers.norms is None
 
 
 def test_what_was_found_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "look"
     assert analyze(out, checkpoint(tmp_path / "best.safetensors", scheme="gap"), "--json", images=4) == 0
     assert json.loads(capsys.readouterr().out) == read(out)[0]
+
+
+def test_what_is_stopped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def stopped(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpvg.analysis.analyze.study", stopped)
+    assert analyze(tmp_path / "look", checkpoint(tmp_path / "best.safetensors")) == 130
+    assert capsys.readouterr().err == "mpvg: stopped; an earlier analysis in the folder is as it was.\n"

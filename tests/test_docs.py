@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ def test_the_table_in_fidelity_is_what_is_printed(capsys: pytest.CaptureFixture[
     text = (ROOT / "docs" / "fidelity.md").read_text()
     (shown,) = re.findall(r"<!-- mpvg models --paper -->\n```\n(.*?)```", text, re.S)
     assert shown == capsys.readouterr().out
+
+
+def test_the_tables_of_the_analysis_are_what_its_numbers_give() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    document = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    assert document.count("<!-- table: ") == len(tables.TABLES)
+    assert tables.filled(document) == document
 
 
 @pytest.mark.parametrize("document", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)

@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = error.filename2 or error.filename or "a file"
         remedy = "make room, or name another place. What was finished is kept"
         return _fail(f"{file} cannot be used ({error.strerror}): {remedy}.", code=2)
-    except KeyboardInterrupt:
-        return _fail("stopped; what was finished is kept, and the same command goes on from there.", code=130)
+    except KeyboardInterrupt as error:
+        stopped = "stopped; what was finished is kept, and the same command goes on from there."
+        return _fail(str(error) or stopped, code=130)
 
 
 def _run(words: list[str]) -> int:

@@ -88,6 +88,26 @@ class OutFolder:
             if found.get(key) != value and key != "data"  # the same images under another path are the same data
         ]
 
+    def refuse_another_command(self) -> None:
+        """Raise UserError where the folder holds files that are not this command's results."""
+        try:
+            if not self.file.exists():
+                self._refuse_other_files()
+                return
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict) or found.keys() != self.configuration.keys():
+            raise UserError(f"--out {self.path} holds the results of another command: name another folder.")
+
+    def replace_all(self) -> None:
+        """Remove all results in the folder, and note this configuration."""
+        for file in self._found():
+            file.unlink()
+        write_atomically(self.file, json.dumps(self.configuration, indent=2))
+
     def refuse_changes(self) -> None:
         """Raise UserError where the folder holds results of another configuration."""
         changed = self.changes()

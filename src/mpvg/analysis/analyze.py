@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mpvg.analysis.pictures import load_pictures
+from mpvg.analysis.pictures import load_pictures, spread
 from mpvg.analysis.record import NonFiniteActivationsError
 from mpvg.analysis.results import Findings
 from mpvg.analysis.statements import statements
@@ -19,11 +19,13 @@ from mpvg.analysis.subjects import Subject, load_subjects
 from mpvg.analysis.tables import as_json, measures_csv, statements_csv
 from mpvg.compare.summary import versions
 from mpvg.console import progress_bar, say
+from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.out import OutFolder, locked
 from mpvg.report.analysis import write_analysis_report
 
 _CAUSAL_IMAGES = 256
+_SHOWN = 4  # images whose token norms are drawn
 _RESULTS = ("report.html", "analysis.json", "measures.csv", "statements.csv", "figures/*")
 
 
@@ -34,6 +36,7 @@ def analyze(
     data: str | None = None,
     images: int = 512,
     causal_images: int | None = None,
+    show: Sequence[int] | None = None,
     scheme: str = "mpvg",
     img_size: int | None = None,
     pretrained: bool = False,
@@ -51,6 +54,7 @@ def analyze(
         data: Source of images; by default the first checkpoint's own, or the digits where there is none.
         images: How many, spread evenly.
         causal_images: How many of these the causal test takes; 0 leaves it out, None means up to 256.
+        show: Numbers, among the images analysed, of those whose token norms are drawn; None for four of them.
         scheme: Of registered models that are named without one.
         img_size: Side of the images in pixels, for models that are created.
         pretrained: Load timm's weights into models that are created.
@@ -77,11 +81,14 @@ def analyze(
         like=subjects[0].preprocessing,
         skip_bad=skip_bad_images or bool(of_data.get("skip_bad_images")),
     )
+    shown = spread(pictures.count, _SHOWN) if show is None else sorted(set(show))
+    if any(image >= pictures.count for image in shown):
+        raise UserError(f"--show {max(shown)}: {pictures.count} images are analysed, numbered from 0.")
     causal_images = _CAUSAL_IMAGES if causal_images is None else causal_images
+    configuration = {"analysis": list(models), "command": command, "data": of_data["source"]}
+    folder = OutFolder(out, configuration, results=_RESULTS)
     with locked(out):
-        configuration = {"models": list(models), "data": of_data["source"], "images": images, "scheme": scheme}
-        OutFolder(out, configuration, results=_RESULTS).begin(overwrite=True)
-        (out / "figures").mkdir(exist_ok=True)
+        folder.refuse_another_command()
         say(console, f"{len(subjects)} {'model' if len(subjects) == 1 else 'models'}. {pictures.note}")
         findings: list[Findings] = []
         failed: list[NonFiniteActivationsError] = []
@@ -90,7 +97,9 @@ def analyze(
                 task = bar.add_task(subject.label, total=passes(subject, pictures, causal_images=causal_images))
                 step = partial(bar.advance, task)
                 try:
-                    found = study(subject, pictures, causal_images=causal_images, device=device, report=step)
+                    found = study(
+                        subject, pictures, shown=shown, causal_images=causal_images, device=device, report=step
+                    )
                     findings.append(found)
                 except NonFiniteActivationsError as error:
                     failed.append(NonFiniteActivationsError(f"{subject.name}: {error}"))
@@ -104,10 +113,11 @@ def analyze(
             "models": [as_json(found) for found in findings],
             "statements": [statement.as_json() for statement in tested],
         }
-        write_atomically(out / "analysis.json", json.dumps(result, indent=1))
+        folder.replace_all()  # only now, so that an analysis that fails leaves an earlier one as it was
+        write_atomically(out / "analysis.json", json.dumps(result, indent=1, allow_nan=False))
         write_atomically(out / "measures.csv", measures_csv(findings))
         write_atomically(out / "statements.csv", statements_csv(tested))
-        write_analysis_report(findings, out, command=command, data=pictures.note, versions=versions())
+        write_analysis_report(findings, tested, out, command=command, data=pictures.note, versions=versions())
     for found in findings:
         say(console, _in_a_line(found))
         for note in found.notes:

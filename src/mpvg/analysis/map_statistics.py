@@ -11,6 +11,9 @@ from mpvg.analysis.measures import correlation, variance_share_of_moments
 from mpvg.analysis.results import Estimate
 from mpvg.stats import bootstrap_interval
 
+_TOGETHER = 32  # images summed in float32 before they join the sum in float64, which is several times slower
+_CONSTANT = 1e-10  # an image's variance this small beside its squares is rounding in float32
+
 
 class MapStatistics:
     """Running sums over images of maps (N, D), and how each goes along with a fixed position.
@@ -41,16 +44,20 @@ class MapStatistics:
             self._begin(maps)
         assert self._total is not None
         self.images += len(maps)
-        self._total += maps.sum(dim=0, dtype=torch.float64)
+        for part in maps.split(_TOGETHER):
+            self._total += part.sum(dim=0)
         if self.position is None:
             return
         rows = maps.flatten(1)
-        squares = torch.linalg.vector_norm(rows, dim=1).double().square()
-        along = rows @ self._direction
-        spread = (squares - rows.sum(dim=1).double().square() / rows.shape[1]).clamp(min=0)
-        defined = spread > 1e-12 * squares
-        correlations = torch.where(defined, along.double() / spread.sqrt().where(defined, spread.new_ones(())), 0.0)
-        sums = torch.stack([torch.ones_like(squares), squares, defined.double(), correlations])
+        mean = rows.mean(dim=1, keepdim=True)
+        centred = rows - mean  # first, as float32 has no digits to lose
+        variance = torch.linalg.vector_norm(centred, dim=1).double().square() / rows.shape[1]
+        along = (centred @ self._direction).double()
+        mean = mean[:, 0].double()
+        defined = variance > _CONSTANT * (variance + mean.square())
+        spread = (variance * rows.shape[1]).sqrt().where(defined, variance.new_ones(()))
+        correlations = (along / spread).where(defined, variance.new_zeros(()))
+        sums = torch.stack([torch.ones_like(mean), mean, mean.square(), variance, defined.double(), correlations])
         self._sums += sums.sum(dim=1)
         if self.replicates:
             self._resampled.addmm_(weights.to(rows), rows)
@@ -68,9 +75,9 @@ class MapStatistics:
             )
         direction = (self.position - self.position.mean()).flatten()
         self._direction = (direction / direction.norm().clamp(min=1e-300)).to(maps)
-        self._sums = maps.new_zeros(4, dtype=torch.float64)
+        self._sums = maps.new_zeros(6, dtype=torch.float64)
         self._resampled = maps.new_zeros(self.replicates, maps[0].numel())
-        self._resampled_sums = maps.new_zeros(self.replicates, 4, dtype=torch.float64)
+        self._resampled_sums = maps.new_zeros(self.replicates, 6, dtype=torch.float64)
 
     @property
     def mean(self) -> Tensor:
@@ -92,7 +99,7 @@ class MapStatistics:
             return Estimate(None)
         of_all, *replicates = [
             float(total / count) if count > 0 else None
-            for _, _, count, total in [self._sums, *(self._resampled_sums if self.images > 1 else [])]
+            for *_, count, total in [self._sums, *(self._resampled_sums if self.images > 1 else [])]
         ]
         return _estimate(of_all, replicates, of_correlations=True)
 
@@ -101,18 +108,23 @@ class MapStatistics:
         if self.position is None:
             return Estimate(None)
         position = self.position
-        replicates = [variance_share_of_moments(mean, square, position) for mean, square in self._replicates()]
-        mean_square = float(self._sums[1] / self._sums[0]) / position.numel()
-        return _estimate(variance_share_of_moments(self.mean, mean_square, position), replicates)
+        replicates = [variance_share_of_moments(mean, variance, position) for mean, variance in self._replicates()]
+        return _estimate(variance_share_of_moments(self.mean, _variance(self._sums), position), replicates)
 
     def _replicates(self) -> Iterable[tuple[Tensor, float]]:
-        """Yield the mean map and the mean square of each replicate that drew an image."""
+        """Yield the mean map and the variance over images, tokens and dimensions of each replicate with an image."""
         assert self.position is not None
         if self.images < 2:
             return
         for total, sums in zip(self._resampled, self._resampled_sums, strict=True):
             if sums[0] > 0:
-                yield (total.double() / sums[0]).view_as(self.position), float(sums[1] / sums[0]) / total.numel()
+                yield (total.double() / sums[0]).view_as(self.position), _variance(sums)
+
+
+def _variance(sums: Tensor) -> float:
+    """Return the variance of all entries: the mean of the images' variances, and the variance of their means."""
+    mean, mean_square, variance = sums[1:4] / sums[0]
+    return float(variance + (mean_square - mean.square()).clamp(min=0))
 
 
 def _estimate(value: float | None, replicates: Sequence[float | None], *, of_correlations: bool = False) -> Estimate:

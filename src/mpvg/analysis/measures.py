@@ -72,15 +72,15 @@ def variance_share(tokens: Tensor, position: Tensor) -> float | None:
     """
     tokens = tokens.detach().double()
     maps = tokens if tokens.dim() == 3 else tokens[None]
-    return variance_share_of_moments(maps.mean(dim=0), float(maps.square().mean()), position)
+    return variance_share_of_moments(maps.mean(dim=0), float(maps.var(correction=0)), position)
 
 
-def variance_share_of_moments(mean: Tensor, mean_square: float, position: Tensor) -> float | None:
+def variance_share_of_moments(mean: Tensor, variance: float, position: Tensor) -> float | None:
     """Return `variance_share` of tokens of which two moments are known.
 
     Args:
         mean: The tokens' mean over images (N, D).
-        mean_square: The mean of their squares over images, tokens and dimensions.
+        variance: Their variance over images, tokens and dimensions.
         position: Map (N, D).
 
     Returns:
@@ -90,11 +90,11 @@ def variance_share_of_moments(mean: Tensor, mean_square: float, position: Tensor
         Cov(t, d) needs the mean map alone, because d is the same for every image.
     """
     t, d = _flat(mean), _flat(position)
-    of_tokens = mean_square - float(t.mean()) ** 2
-    of_position = float((d - d.mean()).square().mean())
+    of_position = float(d.var(correction=0))
     covariance = float(((t - t.mean()) * (d - d.mean())).mean())
-    of_input = of_tokens + 2 * covariance + of_position
-    if of_input <= _CONSTANT * (mean_square + float(d.square().mean())):
+    of_input = variance + 2 * covariance + of_position
+    rounding = _CONSTANT * float(t.square().mean() + d.square().mean())
+    if of_input <= _CONSTANT * max(variance + of_position, rounding):
         return None
     return (of_position + covariance) / of_input
 
@@ -149,7 +149,8 @@ class LastNormStatistics:
     Args:
         var_beta: Var(beta) over its D entries.
         var_beta_and_constant: Var(beta + c). Comparable between PVG and MPVG, as var_beta alone is not: under MPVG
-            half of the offset lies in c.
+            beta and the bias within c move alike, so beta has half of what training moves, and c the mean of the
+            normalised table besides.
         cosine: Of what is read out before and after the Last LN, without its position.
         cosine_with_position: The same with the position in what comes after.
         correlation_before: Of x_L and LN'(s).

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpvg.data.images import find_images, read_image, to_pixels
+from mpvg.data.images import BadImageError, find_images, read_image, to_pixels
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.data.sources import load_data
 from mpvg.errors import UserError
@@ -78,7 +77,7 @@ def load_pictures(source: str, *, count: int, img_size: int | None, like: Prepro
         count: How many, spread evenly over those there are; all where there are fewer.
         img_size: Side to resize a labelled set to, as its models were trained; None keeps its size.
         like: For sets of mixed sizes, the size to resize them to.
-        skip_bad: Leave out images of a labelled set that cannot be read.
+        skip_bad: Leave out images that cannot be read.
 
     Returns:
         The images.
@@ -90,7 +89,7 @@ def load_pictures(source: str, *, count: int, img_size: int | None, like: Prepro
     unlabelled = path.is_file() and path.suffix != ".npz"
     unlabelled |= path.is_dir() and not (path / "train").is_dir() and not _is_a_set(source)
     if unlabelled:
-        return _of_files(path, count)
+        return _of_files(path, count, like=like, skip_bad=skip_bad)
     data = load_data(source, img_size=img_size, mixed_size=like.size, skip_bad_images=skip_bad)
     rows = np.array(spread(len(data.test), count))
     if not len(rows):
@@ -117,11 +116,26 @@ def _is_a_set(source: str) -> bool:
     return recognised_in(Path(source).expanduser()) is not None
 
 
-def _of_files(path: Path, count: int) -> Pictures:
-    files: list[Any] = find_images(path)
+def _of_files(path: Path, count: int, *, like: Preprocessing, skip_bad: bool) -> Pictures:
+    files = find_images(path)
     chosen = [files[row] for row in spread(len(files), count)]
+    if skip_bad:
+        chosen = [file for file in chosen if _can_be_read(file, like)]
+        if not chosen:
+            raise UserError(f"--data {path}: none of its images can be read: name others.")
 
     def read(image: int, size: tuple[int, int], channels: int) -> Pixels:
-        return read_image(chosen[image], size=size, channels=channels)
+        try:
+            return read_image(chosen[image], size=size, channels=channels)
+        except BadImageError as error:
+            raise error.with_option() from error
 
     return Pictures(f"{len(chosen):,} of {len(files):,} images in {path}.", read, len(chosen), None, None)
+
+
+def _can_be_read(file: Path, like: Preprocessing) -> bool:
+    try:
+        read_image(file, size=like.size, channels=like.channels)
+    except BadImageError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 _MODEL: Final = "mpvg_deit_tiny_patch16_224"
-_DEPTH_AND_WIDTH: Final = (12, 192)
+_SHAPE: Final = (12, 192, 196)  # blocks, width, patches
 
 FIGURE_2: Final = {1: -0.37, 4: -0.67, 7: -0.82, 9: -0.85, 11: -0.95}
 """Correlation by block. Assumption: drawn is lape_gap; the paper says no more than that positions are layer-wise."""
@@ -33,4 +33,7 @@ def printed_at_last_norm(model_name: str, scheme: str, model: Any) -> dict[str, 
 
 
 def _is_drawn(model_name: str, model: Any) -> bool:
-    return model_name == _MODEL and (len(model.blocks), model.embed_dim) == _DEPTH_AND_WIDTH
+    if model_name != _MODEL:
+        return False
+    shape: tuple[int, int, int] = len(model.blocks), model.embed_dim, model.patch_embed.num_patches
+    return shape == _SHAPE

@@ -76,13 +76,14 @@ class Recorder:
     Args:
         model: A layer-wise model, folded or not, or a plain vision transformer of timm; in eval mode.
         replicates: Bootstrap replicates for the bands over images; 0 for none.
-        shown: Numbers of the images whose token norms are kept.
+        shown: Numbers of the images whose token norms are kept, ascending.
     """
 
     def __init__(self, model: Any, *, replicates: int = REPLICATES, shown: Sequence[int] = ()) -> None:
         self.model = model
         self.positions: Positions | None = model.positions() if isinstance(model, Layerwise) else None
         self.places = places(model, self.positions)
+        self.last = None if self.positions is None else last_position(model, self.positions)
         self.blocks = [MapStatistics(place.position, replicates=replicates) for place in self.places]
         self.before, self.after = MapStatistics(None), MapStatistics(None)
         self.prefix_before, self.prefix_after = MapStatistics(None), MapStatistics(None)
@@ -95,7 +96,7 @@ class Recorder:
         self._sizes: list[tuple[str, Tensor]] = []  # finite where the activations of the batch are
 
     def __enter__(self) -> Recorder:
-        _check_positions(self.places)
+        _check_positions(self.places, self.last)
         add = self._hooks.append
         for place, statistics in zip(self.places, self.blocks, strict=True):
             add(place.norm.register_forward_hook(self._see_block(place, statistics)))
@@ -128,6 +129,7 @@ class Recorder:
         self._weights = drawn.T.to(batch.device)
         self._sizes.clear()
         output: Tensor = self.model(batch)
+        self._sizes.append(("the head", output.sum()))
         self._check_finite(batch)
         self.images += len(batch)
         return output
@@ -151,15 +153,13 @@ class Recorder:
             self.prefix_after.add(output[:, :prefix], self._weights)
         self.before.add(before[:, prefix:] if prefix else before, self._weights)
         self.after.add(output[:, prefix:] if prefix else output, self._weights)
+        self._sizes.append(("the Last LN", output.sum()))
         for image in self.shown:
             if self.images <= image < self.images + len(before):
-                i = image - self.images
-                read = output[i] if self.positions is None else self._with_position(output[i : i + 1])[0]
-                self.norms.append((_norms(before[i], prefix), _norms(read, prefix)))
-
-    def _with_position(self, y: Tensor) -> Tensor:
-        assert self.positions is not None
-        return y if self.positions.last is None else y + last_position(self.model, self.positions.last)
+                tokens, read = (_rows(maps[image - self.images], prefix) for maps in (before, output))
+                if self.last is not None:
+                    read = read + self.last
+                self.norms.append((tokens.norm(dim=1).cpu(), read.norm(dim=1).cpu()))
 
     def _check_finite(self, batch: Tensor) -> None:
         finite = torch.stack([size for _, size in self._sizes]).isfinite().tolist()
@@ -172,9 +172,17 @@ class Recorder:
             )
 
 
-def last_position(model: Any, last: Tensor) -> Tensor:
-    """Return what is added to the Last LN's output: its position, which CeiT sums up for the one token it reads."""
-    return model.summary(last) if getattr(model, "lca", None) is not None else last
+def last_position(model: Any, positions: Positions) -> Tensor | None:
+    """Return what is added to the patch tokens after the Last LN (N, D), in float64; None for nothing.
+
+    Args:
+        model: A layer-wise model.
+        positions: Its own. CeiT sums the last one up for the one token that its Last LN reads.
+    """
+    last = positions.last
+    if last is not None and getattr(model, "lca", None) is not None:
+        return patch_rows(model.summary(last), 0)
+    return patch_rows(last, int(model.has_class_row))
 
 
 def check_plain(model: Any) -> None:
@@ -218,15 +226,15 @@ def correlation_by_block(model: Any, images: Tensor) -> dict[int, float | None]:
     }
 
 
-def _check_positions(places: Sequence[Place]) -> None:
-    for place in places:
-        if place.position is not None and not place.position.isfinite().all():
+def _check_positions(places: Sequence[Place], last: Tensor | None) -> None:
+    for name, position in [*((f"block {place.name}", place.position) for place in places), ("the Last LN", last)]:
+        if position is not None and not position.isfinite().all():
             raise NonFiniteActivationsError(
-                f"the position delivered to block {place.name} holds NaN or infinite numbers: the position norms up to "
-                "that block, or the table, are at fault."
+                f"the position delivered to {name} holds NaN or infinite numbers: the position norms up to there, or "
+                "the table, are at fault."
             )
 
 
-def _norms(tokens: Tensor, prefix: int) -> Tensor:
-    tokens = tokens if tokens.dim() == 3 else tokens[prefix:]
-    return torch.linalg.vector_norm(tokens.double(), dim=-1).cpu()
+def _rows(tokens: Tensor, prefix: int) -> Tensor:
+    """Return the patch tokens of one image, (N, D) or (H, W, D), as rows in float64."""
+    return tokens.double().flatten(0, -2)[prefix:]

@@ -25,7 +25,7 @@ class Statement:
         expected: "below 0" or "above 0".
         estimate: Its mean over the seeds with the 95 % interval; without bounds for a single seed.
         seeds: How many.
-        verdict: "holds", "the opposite", "not shown", or "one seed: no interval".
+        verdict: "holds", "the opposite", "not shown", or why there is no interval.
     """
 
     claim: str
@@ -75,7 +75,7 @@ def statements(findings: Sequence[Findings]) -> list[Statement]:
 
 
 def _within(models: Sequence[Findings]) -> list[Statement]:
-    where = models[0].scheme
+    where = models[0].series
     levels, slopes = [], []
     for one in models:
         points = [
@@ -104,7 +104,7 @@ def _between(comparison: Comparison, models: Sequence[Findings], others: Sequenc
     pairs = [(comparison.of(one), by_seed.get(one.seed)) for one in models]
     return _statement(
         comparison.claim,
-        f"{comparison.scheme} against {comparison.other}",
+        f"{models[0].series} against {others[0].series}",
         f"{comparison.measure}, {comparison.scheme} minus {comparison.other}",
         [a - b for a, b in pairs if a is not None and b is not None],
         comparison.sign,
@@ -117,6 +117,8 @@ def _statement(claim: str, where: str, measure: str, values: Sequence[float], si
     mean, low, high = student_interval(values)
     if low is None or high is None:
         verdict = "one seed: no interval"
+    elif low == high:
+        verdict = "the same in every seed: no interval"
     elif low <= 0 <= high:
         verdict = "not shown"
     else:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mpvg.analysis.interventions import causal_test, changes
 from mpvg.analysis.map_statistics import MapStatistics
 from mpvg.analysis.measures import effective_rank, last_norm_statistics
-from mpvg.analysis.pictures import Pictures, spread
+from mpvg.analysis.pictures import Pictures
 from mpvg.analysis.printed import printed_at_last_norm, printed_correlations
-from mpvg.analysis.record import Place, Recorder, last_position, patch_rows
+from mpvg.analysis.record import Place, Recorder, patch_rows
 from mpvg.analysis.results import BlockFindings, CausalTest, Estimate, Findings, LastNormFindings, TokenNorms
 from mpvg.analysis.subjects import Subject
 from mpvg.data.images import resizing_in_words
 from mpvg.data.preprocessing import eval_batch_size
 
-SHOWN = 4  # images whose token norms are drawn
 Grid = tuple[int, int] | None
 
 
@@ -35,7 +35,8 @@ def study(
     subject: Subject,
     pictures: Pictures,
     *,
-    causal_images: int,
+    shown: Sequence[int] = (),
+    causal_images: int = 0,
     device: str = "cpu",
     report: Callable[[], None] = lambda: None,
 ) -> Findings:
@@ -44,6 +45,7 @@ def study(
     Args:
         subject: The model.
         pictures: The images.
+        shown: Numbers of the images whose token norms are kept.
         causal_images: How many of them the causal test takes; 0 leaves it out.
         device: Where to compute.
         report: Called after each batch.
@@ -56,7 +58,6 @@ def study(
     """
     model, preprocessing = subject.model.to(device), subject.preprocessing
     size = eval_batch_size(preprocessing.size)
-    shown = spread(pictures.count, SHOWN)
     knows = subject.card is not None and subject.card.classes == pictures.classes
     right = 0
     with Recorder(model, shown=shown) as recorder:
@@ -79,7 +80,7 @@ def study(
     last = _last(subject, recorder, grid)
     if last is None:
         notes.append(f"{subject.label} has no norm between its last block and pooling, so there is no Last LN to draw.")
-    norms = None if last is None or last.grid is None else _norms(recorder, last.grid, shown, pictures, subject)
+    norms = _norms(recorder, last.grid, pictures, subject) if last is not None and last.grid and shown else None
     if last is not None and last.grid is None:
         notes.append(f"The Last LN of {subject.label} reads a single token, so there are no norms over the image.")
     initial, initial_grid = _initial(model, recorder, grid)
@@ -99,7 +100,7 @@ def study(
         norms=norms,
         causal=_causal(subject, pictures, causal_images, knows, device, report, notes),
         notes=tuple(notes),
-        seed=None if subject.card is None else subject.card.data.get("seed"),
+        seed=subject.seed,
         accuracy=right / recorder.images if knows else None,
     )
 
@@ -123,15 +124,14 @@ def _last(subject: Subject, recorder: Recorder, grid: Grid) -> LastNormFindings 
     if not recorder.after.images:
         return None
     model, before, after = subject.model, recorder.before.mean, recorder.after.mean
-    position = constant = readout = None
-    if recorder.positions is not None and recorder.positions.last is not None:
-        added = last_position(model, recorder.positions.last)
-        rows = int(model.has_class_row) if added.dim() == 3 and added.shape[1] > 1 else 0
-        position = patch_rows(added, rows)
-        assert position is not None
-        constant = added[0, 0].detach().double() if rows else position.mean(dim=0)
+    position, constant, readout = recorder.last, None, None
     if recorder.prefix_after.images and getattr(model, "global_pool", "") == "token":
         readout = (recorder.prefix_before.mean[0], recorder.prefix_after.mean[0])
+    if position is not None:
+        assert recorder.positions is not None
+        constant = position.mean(dim=0) if readout is None else torch.zeros_like(position[0])
+        if readout is not None and model.has_class_row:
+            constant = recorder.positions.last[0, 0].detach().double()  # type: ignore[index]
     gamma, beta = (getattr(model.norm, name, None) for name in ("weight", "bias"))
     statistics = last_norm_statistics(before, after, beta=beta, position=position, readout=readout, constant=constant)
     return LastNormFindings(
@@ -147,13 +147,11 @@ def _last(subject: Subject, recorder: Recorder, grid: Grid) -> LastNormFindings 
     )
 
 
-def _norms(
-    recorder: Recorder, grid: tuple[int, int], shown: list[int], pictures: Pictures, subject: Subject
-) -> TokenNorms:
+def _norms(recorder: Recorder, grid: tuple[int, int], pictures: Pictures, subject: Subject) -> TokenNorms:
     before, after = (np.stack([norms[part].reshape(grid).numpy() for norms in recorder.norms]) for part in (0, 1))
     return TokenNorms(
-        images=np.stack([pictures.pixels(image, subject.preprocessing) for image in shown]),
-        names=tuple(pictures.name(image) for image in shown),
+        images=np.stack([pictures.pixels(image, subject.preprocessing) for image in recorder.shown]),
+        names=tuple(pictures.name(image) for image in recorder.shown),
         before=before,
         after=after,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,11 @@ class Subject:
     note: str = ""
 
     @property
+    def seed(self) -> int | None:
+        """The seed of its training; None where there was none."""
+        return None if self.card is None else self.card.data.get("seed")
+
+    @property
     def folded(self) -> bool:
         return isinstance(self.model, Folded)
 
@@ -83,12 +89,14 @@ def load_subjects(
     subjects = []
     for name in names:
         path = Path(name).expanduser()
-        if path.is_dir():
+        if timm.is_model(name.partition(":")[0]):  # also where a folder is called like it
+            subjects.append(_created(name, scheme, img_size, pretrained))
+        elif name and os.path.isdir(path):
             subjects += sorted((_from_checkpoint(str(file), file) for file in _checkpoints_in(path)), key=_in_order)
-        elif path.is_file() or path.suffix in _WEIGHTS:
+        elif os.path.isfile(path) or path.suffix in _WEIGHTS:
             subjects.append(_from_checkpoint(name, path))
         else:
-            subjects.append(_created(name, scheme, img_size, pretrained))
+            raise _unknown(name)
     if folded:
         subjects = [replace(one, model=fold(one.model)) if one.scheme else one for one in subjects]
     return _labelled(subjects)
@@ -104,18 +112,18 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 def _in_order(subject: Subject) -> tuple[int, str, int]:
     """Sort by scheme, from the baselines to mpvg, and by seed."""
-    assert subject.card is not None
     presets = list(SCHEMES)[::-1]
     rank = presets.index(subject.scheme) if subject.scheme in presets else len(presets)
-    return rank, subject.scheme, int(subject.card.data.get("seed", 0))
+    return rank, subject.scheme, subject.seed or 0
 
 
 def _from_checkpoint(name: str, path: Path) -> Subject:
     card, model = load_model(path)
+    of_data = {key: value for key, value in card.data.items() if key != "seed"}
     return Subject(
         name=name,
         label="",
-        series=json.dumps([card.model, str(model.scheme), card.arguments], default=str),
+        series=json.dumps([card.model, str(model.scheme), card.arguments, of_data], default=str),
         model_name=card.model,
         scheme=str(model.scheme),
         model=model,
@@ -127,12 +135,6 @@ def _from_checkpoint(name: str, path: Path) -> Subject:
 def _created(name: str, scheme: str, img_size: int | None, pretrained: bool) -> Subject:
     model_name, _, own_scheme = name.partition(":")
     ours = model_name.startswith("mpvg_")
-    if not timm.is_model(model_name):
-        known = timm.list_models("mpvg_*" if ours or "_" not in model_name else "*")
-        raise UserError(
-            f"{name!r} is no checkpoint, no folder of checkpoints and no registered model{nearest(model_name, known)}: "
-            "`mpvg models` lists ours, timm.list_models() all."
-        )
     if own_scheme and not ours:
         raise UserError(f"{name!r}: {model_name} is timm's own and has no scheme: leave {':' + own_scheme!r} out.")
     arguments: dict[str, Any] = {"scheme": check_scheme(own_scheme or scheme)} if ours else {}
@@ -160,25 +162,38 @@ def _created(name: str, scheme: str, img_size: int | None, pretrained: bool) -> 
     )
 
 
+def _unknown(name: str) -> UserError:
+    model_name = name.partition(":")[0]
+    known = timm.list_models("mpvg_*" if model_name.startswith("mpvg_") or "_" not in model_name else "*")
+    return UserError(
+        f"{name[:200]!r} is no checkpoint, no folder of checkpoints and no registered model"
+        f"{nearest(model_name[:200], known)}: `mpvg models` lists ours, timm.list_models() all."
+    )
+
+
 def _labelled(subjects: Sequence[Subject]) -> list[Subject]:
-    """Give each the shortest label that tells it apart: scheme, model where these differ, seed, and else a number."""
+    """Give each the shortest label that tells it apart: scheme, model where these differ, seed, and else a number.
+
+    Models of one series that have one seed, or none, are no seeds of each other: each begins a series of its own.
+    """
     models = len({one.model_name for one in subjects})
-    series: dict[str, str] = {}  # of each series the text that stands for it
+    texts: dict[tuple[str, int], str] = {}  # of each series, and of its how many-th repetition
+    placed: list[tuple[Subject, str]] = []
+    met: Counter[tuple[str, int | None]] = Counter()
     for one in subjects:
+        again = met[one.series, one.seed]
+        met[one.series, one.seed] += 1
         text = one.scheme or one.model_name
         if models > 1 and one.scheme:
-            text = f"{one.model_name.removeprefix('mpvg_')} {text}"
-        if one.series not in series:
-            series[one.series] = _unused(text, series.values())
-    members = Counter(one.series for one in subjects)
-    named: list[Subject] = []
-    for one in subjects:
-        text = series[one.series]
-        if members[one.series] > 1 and one.card is not None:
-            text += f", seed {one.card.data.get('seed', '?')}"
-        label = _unused(text, [other.label for other in named])
-        named.append(replace(one, label=label, series=series[one.series]))
-    return named
+            text += f" {one.model_name.removeprefix('mpvg_')}"
+        if (one.series, again) not in texts:
+            texts[one.series, again] = _unused(text, texts.values())
+        placed.append((one, texts[one.series, again]))
+    members = Counter(series for _, series in placed)
+    return [
+        replace(one, series=series, label=f"{series}, seed {one.seed}" if members[series] > 1 else series)
+        for one, series in placed
+    ]
 
 
 def _unused(text: str, used: Collection[str]) -> str:

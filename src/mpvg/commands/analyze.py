@@ -49,6 +49,13 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="of these, how many for the test that removes positions, the slowest part; 0 leaves it out (up to 256)",
     )
+    add(
+        "--show",
+        nargs="+",
+        type=whole,
+        metavar="I",
+        help="numbers of the images, of those analysed, to draw norms over",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for report, figures and tables")
     add("--scheme", default="mpvg", help="of registered models that are named without one (mpvg)")
     add("--img-size", type=positive, metavar="PIXELS", help="side of the images, for models named, not loaded")
@@ -67,21 +74,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     from mpvg.analysis.analyze import analyze
 
-    found = analyze(
-        [arguments.model, *arguments.compare],
-        out=arguments.out.expanduser(),
-        data=arguments.data,
-        images=arguments.images,
-        causal_images=arguments.causal_images,
-        scheme=arguments.scheme,
-        img_size=arguments.img_size,
-        pretrained=arguments.pretrained,
-        folded=arguments.fold,
-        skip_bad_images=arguments.skip_bad_images,
-        device=arguments.device,
-        command=_command(arguments),
-        console=Console(stderr=arguments.json),
-    )
+    try:
+        found = analyze(
+            [arguments.model, *arguments.compare],
+            out=arguments.out.expanduser(),
+            data=arguments.data,
+            images=arguments.images,
+            causal_images=arguments.causal_images,
+            show=arguments.show,
+            scheme=arguments.scheme,
+            img_size=arguments.img_size,
+            pretrained=arguments.pretrained,
+            folded=arguments.fold,
+            skip_bad_images=arguments.skip_bad_images,
+            device=arguments.device,
+            command=_command(arguments),
+            console=Console(stderr=arguments.json),
+        )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("stopped; an earlier analysis in the folder is as it was.") from error
     if arguments.json:
         print(json.dumps(found, indent=1))
     return 0
@@ -101,5 +112,6 @@ def _command(arguments: argparse.Namespace) -> str:
     flags = [
         f"--{name}" for name in ("pretrained", "fold", "skip-bad-images") if vars(arguments)[name.replace("-", "_")]
     ]
+    shown = ["--show", *map(str, arguments.show)] if arguments.show else []
     others = ["--compare", *arguments.compare] if arguments.compare else []
-    return shlex.join(["mpvg", "analyze", arguments.model, *others, *words, *flags])
+    return shlex.join(["mpvg", "analyze", arguments.model, *others, *words, *shown, *flags])

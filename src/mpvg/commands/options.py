@@ -25,7 +25,10 @@ def positive(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    try:
+        return 0 if text == "0" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("from 1", "from 0")) from error
 
 
 def rates(text: str) -> tuple[float, ...]:

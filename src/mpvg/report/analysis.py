@@ -14,7 +14,7 @@ from mpvg.analysis.figures.last_norm import last_norm, positions_in_last_norm
 from mpvg.analysis.figures.maps import tokens_and_positions
 from mpvg.analysis.figures.series import Series, grouped
 from mpvg.analysis.results import Findings
-from mpvg.analysis.statements import statements
+from mpvg.analysis.statements import Statement
 from mpvg.files import write_atomically
 from mpvg.report import analysis_tables as tables
 from mpvg.report.page import template
@@ -61,12 +61,19 @@ class _Section:
 
 
 def write_analysis_report(
-    findings: Sequence[Findings], out: Path, *, command: str, data: str, versions: Mapping[str, str]
+    findings: Sequence[Findings],
+    tested: Sequence[Statement],
+    out: Path,
+    *,
+    command: str,
+    data: str,
+    versions: Mapping[str, str],
 ) -> list[Path]:
     """Write the report of an analysis, and its figures as files.
 
     Args:
         findings: What was found about each model, at least one.
+        tested: The paper's statements about them.
         out: The folder; it must exist. Files already there are replaced, each in one step.
         command: What reproduces the report.
         data: A sentence on the images.
@@ -89,7 +96,7 @@ def write_analysis_report(
             for one in sections
         ],
         model_rows=tables.model_rows(findings),
-        statement_rows=tables.statement_rows(statements(findings)),
+        statement_rows=tables.statement_rows(tested),
         last_norm_rows=tables.last_norm_rows(findings),
         last_norm_measures=[heading for heading, _, _ in tables.LAST_NORM_MEASURES],
         block_rows=tables.block_rows,
@@ -215,8 +222,8 @@ def _last_norm(findings: Sequence[Findings]) -> Iterator[_Plot]:
         text = (
             "Maps before and after the Last LN, its weight γ and bias β by dimension, and the constant c: the mean of "
             "the added position over the tokens, all that average pooling keeps of it. γ and β have the same axes in "
-            "all models. var(β) of PVG and MPVG are not comparable, since under MPVG half of the pooled offset lies in "
-            "c; compare var(β + c)."
+            "all models. The cosine is of what is read out: the mean over the tokens, or the class token, which the "
+            "maps leave out. Between PVG and MPVG compare var(β + c), not var(β), as the table above says."
         )
         yield _Plot("figure6_last_norm", "What the Last LN does (figure 6)", text, figure)
 

@@ -31,8 +31,8 @@ _FEW = 4
 
 # Heading, name among the statistics, digits.
 LAST_NORM_MEASURES = (
-    ("var(β)", "var_beta", 4),
-    ("var(β + c)", "var_beta_and_constant", 4),
+    ("var(β)", "var_beta", None),
+    ("var(β + c)", "var_beta_and_constant", None),
     ("Cosine before/after", "cosine", 4),
     ("Cosine with position", "cosine_with_position", 4),
     ("r of x_L and LN′(s)", "correlation_before", 3),
@@ -62,6 +62,7 @@ class ModelRow(NamedTuple):
     per_image: Cell
     share: Cell
     rank: Cell
+    accuracy: str
 
 
 class BlockRow(NamedTuple):
@@ -140,7 +141,8 @@ def model_rows(findings: Sequence[Findings]) -> list[ModelRow]:
         received = [block for block in one.blocks if block.position is not None and block.name != "LCA"]
         name = f"block {received[-1].name}" if received else "nothing is delivered"
         cells = _cells(received[-1]) if received else (Cell(NOTHING),) * 4
-        rows.append(ModelRow(one.label, one.model, one.scheme, one.parameters, one.images, name, *cells))
+        accuracy = NOTHING if one.accuracy is None else percent(one.accuracy)
+        rows.append(ModelRow(one.label, one.model, one.scheme, one.parameters, one.images, name, *cells, accuracy))
     return rows
 
 
@@ -211,7 +213,7 @@ def _cell(estimate: Estimate, digits: int, paper: str = "") -> Cell:
     return Cell(number(estimate.value, digits), interval_text(estimate, digits), paper)
 
 
-def _last_norm_cell(one: Findings, name: str, digits: int) -> Cell:
+def _last_norm_cell(one: Findings, name: str, digits: int | None) -> Cell:
     assert one.last is not None
     value, printed = getattr(one.last.statistics, name), one.last.paper.get(name)
     paper = "" if printed is None else number(printed, digits)

@@ -74,7 +74,7 @@ class CausalChart:
             shown = [[effect for effect in one if (effect.place is None) == (side == 1)] for one in effects]
             panels = [pair[side] for pair in pairs]
             found = [value for one in shown for effect in one for value in effect.estimate]
-            scale_panels(panels, found, limits=None if self.accuracy else (0, 103))
+            scale_panels(panels, found, limits=None if self.accuracy else (-4, 104))
             for axes, drawn in zip(panels, shown, strict=True):
                 for effect in drawn:
                     _draw_effect(axes, effect, palette)
@@ -91,7 +91,7 @@ class CausalChart:
             place = place_apart(depth, 0) if first.name == LCA else first.block
             estimates = [self._estimate(one) for one in same]
             estimate = estimates[0] if len(same) == 1 else over_seeds([one.value for one in estimates])
-            yield _Effect(place, kind, estimate)
+            yield _Effect(place, kind, _within_reach(estimate))
 
     def _estimate(self, one: Intervention) -> Estimate:
         if not self.accuracy:
@@ -112,6 +112,12 @@ def causal_charts(findings: Sequence[Findings]) -> tuple[CausalChart | None, Cau
     known = [one for one in tested if _has_accuracy(one)]
     unknown = [one for one in tested if not _has_accuracy(one)]
     return CausalChart(known, True) if known else None, CausalChart(unknown, False) if unknown else None
+
+
+def _within_reach(estimate: Estimate) -> Estimate:
+    """Cut an interval over few seeds where no accuracy can be."""
+    value, low, high = estimate
+    return Estimate(value, None if low is None else max(low, -100.0), None if high is None else min(high, 100.0))
 
 
 def _has_accuracy(series: Series) -> bool:

@@ -118,14 +118,15 @@ class DepthChart:
         def area(label: str) -> Patch:
             return Patch(color=palette.text, alpha=0.2, linewidth=0, label=label)
 
-        if any(len(point.seeds) > 1 for point in flat):
-            yield line("mean over seeds", 2, marker="o")
+        several = any(len(point.seeds) > 1 for point in flat)
+        single = [point for point in flat if len(point.seeds) == 1]
+        yield line(" or ".join(["mean over seeds"] * several + ["one model"] * bool(single)), 2, marker="o")
+        if several:
             yield line("one seed", 0.8, alpha=0.55)
-            yield area("95 % interval over seeds (Student t)")
-        if any(len(point.seeds) == 1 for point in flat):
-            yield line("one model", 2, marker="o")
-        if any(len(point.seeds) == 1 and point.estimate.low is not None for point in flat):
-            yield area("95 % band of one model (bootstrap over images)")
+        over = ["seeds (Student t)"] * several
+        over += ["images (bootstrap)"] * any(point.estimate.low is not None for point in single)
+        if over:
+            yield area(f"95 % band over {' or '.join(over)}")
         if self.second is not None:
             yield mark(self.second_name, "D", 3.5, alpha=0.45)
         if self.paper and any(point.paper is not None for point in flat):

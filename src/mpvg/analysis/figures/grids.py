@@ -75,7 +75,7 @@ def _norms_figure(models: Sequence[tuple[str, TokenNorms]], scales: tuple[Scale,
             for when, values, scale in (("before", norms.before, scales[0]), ("after", norms.after, scales[1])):
                 row.append(Tile(heat(values[at], scale, aspect="equal"), title=f"{name}{when}" if at == 0 else ""))
         rows.append(row)
-    return TileFigure([Band(", ".join(label for label, _ in models), rows)], scales, widest=150)
+    return TileFigure([Band(models[0][0] if len(models) == 1 else "", rows)], scales, widest=150)
 
 
 def _similarity_band(one: Findings) -> Band:

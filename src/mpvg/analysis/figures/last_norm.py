@@ -86,8 +86,8 @@ def _figure6_band(label: str, last: LastNormFindings, scales: Sequence[Scale], l
     if last.position is not None or last.constant is not None:
         parts.append(f"with the position {_beside_paper(last, 'cosine_with_position', found.cosine_with_position, 4)}")
     if last.beta is not None:
-        parts.append(f"var(β) {_beside_paper(last, 'var_beta', found.var_beta, 4)}")
-        parts.append(f"var(β + c) {_beside_paper(last, 'var_beta_and_constant', found.var_beta_and_constant, 4)}")
+        parts.append(f"var(β) {_beside_paper(last, 'var_beta', found.var_beta, None)}")
+        parts.append(f"var(β + c) {_beside_paper(last, 'var_beta_and_constant', found.var_beta_and_constant, None)}")
     row = [
         Tile(heat(_map(last.before, last), scales[0]), title="x_L", below=shape_text(last.before), beside="tokens"),
         Tile(heat(_map(last.after, last), scales[1]), title="LN(x_L)"),
@@ -105,7 +105,7 @@ def _figure6_band(label: str, last: LastNormFindings, scales: Sequence[Scale], l
     return Band(label, [row], ",   ".join(parts))
 
 
-def _beside_paper(last: LastNormFindings, name: str, value: float | None, digits: int) -> str:
+def _beside_paper(last: LastNormFindings, name: str, value: float | None, digits: int | None) -> str:
     printed = last.paper.get(name)
     return number(value, digits) + ("" if printed is None else f" (paper: {number(printed, digits)})")
 

@@ -9,19 +9,19 @@ from mpvg.analysis.results import Estimate
 __all__ = ["estimate_text", "interval_text", "number", "wrapped"]
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int | None = 2) -> str:
     """Write a number with a true minus sign, or that it is undefined.
 
     Args:
         value: The number; None where it is undefined.
-        digits: How many follow the point.
+        digits: How many follow the point; None for four digits wherever the point is.
 
     Returns:
         Text such as "−0.95", without a sign where it rounds to zero.
     """
     if value is None:
         return "undefined"
-    text = f"{value:.{digits}f}"
+    text = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
