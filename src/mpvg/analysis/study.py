@@ -84,6 +84,12 @@ def study(
     if last is not None and last.grid is None:
         notes.append(f"The Last LN of {subject.label} reads a single token, so there are no norms over the image.")
     initial, initial_grid = _initial(model, recorder, grid)
+    causal = _causal(subject, pictures, causal_images, knows, device, report)
+    if causal is not None and not knows:
+        notes.append(
+            f"{subject.label} was not trained on the classes of these images, so the causal test counts unchanged "
+            "answers and no accuracy."
+        )
     return Findings(
         name=subject.name,
         label=subject.label,
@@ -98,7 +104,7 @@ def study(
         blocks=blocks,
         last=last,
         norms=norms,
-        causal=_causal(subject, pictures, causal_images, knows, device, report, notes),
+        causal=causal,
         notes=tuple(notes),
         seed=subject.seed,
         accuracy=right / recorder.images if knows else None,
@@ -176,15 +182,9 @@ def _causal(
     knows: bool,
     device: str,
     report: Callable[[], None],
-    notes: list[str],
 ) -> CausalTest | None:
     if not images or not subject.scheme or not changes(subject.model):
         return None
-    if not knows:
-        notes.append(
-            f"{subject.label} was not trained on the classes of these images, so the causal test counts unchanged "
-            "answers and no accuracy."
-        )
     size = eval_batch_size(subject.preprocessing.size)
     batches = pictures.batches(subject.preprocessing, size=size, count=images, device=device)
     return causal_test(subject.model, ((batch, labels if knows else None) for batch, labels in batches), report=report)
