@@ -6,16 +6,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 
-from mpvg import SCHEMES, __version__, cli
+from mpvg import SCHEMES, __version__
 from mpvg.cli import main
+from mpvg.commands import options
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["compare", "--help"], ["fit", "--help"], ["test", "--help"], ["predict", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["compare", "--help"],
+        ["analyze", "--help"],
+        ["fit", "--help"],
+        ["test", "--help"],
+        ["predict", "--help"],
+    ],
 )
 def test_help_has_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -57,9 +67,16 @@ def test_unknown_commands(words: list[str], message: str, capsys: pytest.Capture
 def test_a_missing_extra_is_named(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
     assert main([command]) == 2
     assert "jsonargparse: pip install 'mpvg[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["compare"], ["analyze", "mpvg_vit_nano", "--out", "look"]])
+def test_what_reports_need_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    assert main(words) == 2
+    assert f"mpvg {words[0]} needs jinja2, matplotlib, " in capsys.readouterr().err
 
 
 def test_a_reader_that_has_had_enough(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 
 import torch
 
 from mpvg import __version__
 from mpvg.commands import analyze, compare, models
-from mpvg.commands.options import Parser
+from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
 _TRAIN = ("lightning", "torchmetrics", "tensorboard")
@@ -51,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if words and words[0] in _WITH_YAML:
         needed, run, _ = _WITH_YAML[words[0]]
-        missing = [module for module in (*needed, "jsonargparse") if find_spec(module) is None]
-        if missing:
-            raise UserError(f"mpvg {words[0]} needs {', '.join(missing)}: pip install 'mpvg[train]'.")
+        need(words[0], (*needed, "jsonargparse"), extra="train")
         return run(words[1:])
     arguments = _parser().parse_args(words)
     exit_code: int = arguments.run(arguments)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mpvg.commands.options import device, positive, whole
-from mpvg.errors import UserError
+from mpvg.commands.options import device, need, positive, whole
 
 _EXAMPLES = """examples:
   mpvg analyze runs/fit/best.safetensors --out look
@@ -67,9 +65,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    missing = [name for name in ("jinja2", "matplotlib", "rich", "scipy", "sklearn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"mpvg analyze needs {', '.join(missing)}: pip install 'mpvg[compare]'.")
+    need("analyze", ("jinja2", "matplotlib", "rich", "scipy", "sklearn"), extra="compare")
     from rich.console import Console
 
     from mpvg.analysis.analyze import analyze

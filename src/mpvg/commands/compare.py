@@ -7,12 +7,11 @@ import json
 import os
 import re
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mpvg.commands.options import device, part, positive, rates
-from mpvg.errors import RunError, UserError
+from mpvg.commands.options import device, need, part, positive, rates
+from mpvg.errors import RunError
 from mpvg.out import source_name
 from mpvg.train.build import check_name
 from mpvg.train.recipe import default_lr
@@ -69,9 +68,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    missing = [name for name in ("jinja2", "matplotlib", "PIL", "rich", "scipy", "sklearn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"mpvg compare needs {', '.join(missing)}: pip install 'mpvg[compare]'.")
+    need("compare", ("jinja2", "matplotlib", "PIL", "rich", "scipy", "sklearn"), extra="compare")
     from rich.console import Console
 
     from mpvg.compare import compare

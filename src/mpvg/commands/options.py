@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import NoReturn
 
 import torch
@@ -16,6 +18,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def need(command: str, modules: Iterable[str], *, extra: str) -> None:
+    """Raise UserError where a command's modules are not installed; it names them and the extra that brings them."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise UserError(f"mpvg {command} needs {', '.join(missing)}: pip install 'mpvg[{extra}]'.")
 
 
 def positive(text: str) -> int:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mpvg.analysis.figures.numbers import wrapped
+from mpvg.analysis.figures.numbers import tick, wrapped
 from mpvg.analysis.figures.series import LCA, Point, Series
 from mpvg.analysis.results import BlockFindings, Estimate
 from mpvg.report.svg import WIDE, Palette
@@ -87,33 +87,19 @@ class DepthChart:
     def _legend(self, palette: Palette, points: Sequence[Sequence[Point]]) -> Iterator[Artist]:
         flat = [point for one in points for point in one]
 
-        def mark(
-            label: str, marker: str, size: float, *, alpha: float = 1.0, fill: Literal["full", "none"] = "full"
+        def line(
+            label: str,
+            width: float = 0,
+            *,
+            alpha: float = 1.0,
+            marker: str = "",
+            size: float = 4,
+            fill: Literal["full", "none"] = "full",
+            linestyle: Dashes = "-",
         ) -> Line2D:
-            return Line2D(
-                [],
-                [],
-                color=palette.text,
-                marker=marker,
-                markersize=size,
-                alpha=alpha,
-                fillstyle=fill,
-                lw=0,
-                label=label,
-            )
-
-        def line(label: str, width: float, *, alpha: float = 1.0, marker: str = "", linestyle: Dashes = "-") -> Line2D:
-            return Line2D(
-                [],
-                [],
-                color=palette.text,
-                linewidth=width,
-                linestyle=linestyle,
-                alpha=alpha,
-                marker=marker,
-                markersize=4,
-                label=label,
-            )
+            handle = Line2D([], [], color=palette.text, linewidth=width, linestyle=linestyle, alpha=alpha, label=label)
+            handle.set(marker=marker, markersize=size, fillstyle=fill)
+            return handle
 
         def area(label: str) -> Patch:
             return Patch(color=palette.text, alpha=0.2, linewidth=0, label=label)
@@ -128,13 +114,13 @@ class DepthChart:
         if over:
             yield area(f"95 % band over {' or '.join(over)}")
         if self.second is not None:
-            yield mark(self.second_name, "D", 3.5, alpha=0.45)
+            yield line(self.second_name, marker="D", size=3.5, alpha=0.45)
         if self.paper and any(point.paper is not None for point in flat):
-            yield mark("paper", "o", 8, fill="none")
+            yield line("paper", marker="o", size=8, fill="none")
         if any(point.name == LCA for point in flat):
-            yield mark("LCA, attention over layers", "s", 5)
+            yield line("LCA, attention over layers", marker="s", size=5)
         if any(point.estimate.value is None for point in flat):
-            yield mark("undefined", "x", 6)
+            yield line("undefined", marker="x", size=6)
         if len(points) > 1:
             yield line("the other models", 0.9, alpha=0.35, linestyle=_DASHES)
 
@@ -193,7 +179,7 @@ def scale_panels(
     for axes in panels:
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        axes.yaxis.set_major_formatter(_tick)
+        axes.yaxis.set_major_formatter(tick)
         axes.axhline(0, color=axes.spines["left"].get_edgecolor(), linewidth=0.8)
 
 
@@ -274,7 +260,3 @@ def _place(point: Point, depth: int) -> float:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _tick(value: float, _position: float) -> str:
-    return f"{round(value, 9):g}".replace("-", "\N{MINUS SIGN}")

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mpvg.analysis.figures.maps import shape_text, shown_map
-from mpvg.analysis.figures.numbers import number
+from mpvg.analysis.figures.numbers import number, tick
 from mpvg.analysis.figures.tiles import Array, Band, Paint, Scale, Tile, TileFigure, diverging, heat, message
 from mpvg.analysis.results import Findings, LastNormFindings
 from mpvg.report.svg import Palette
@@ -134,7 +134,7 @@ def _plot_axes(axes: Axes, limits: tuple[float, float]) -> None:
     axes.set_ylim(*limits)
     axes.set_xticks([])
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{round(value, 9):g}".replace("-", "\N{MINUS SIGN}"))
+    axes.yaxis.set_major_formatter(tick)
     axes.tick_params(axis="y", length=0)
     box = axes.get_position()
     axes.set_position((box.x0 + _TICKS, box.y0, box.width - _TICKS, box.height))

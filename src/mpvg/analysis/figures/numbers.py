@@ -6,7 +6,7 @@ from textwrap import wrap
 
 from mpvg.analysis.results import Estimate
 
-__all__ = ["estimate_text", "interval_text", "number", "wrapped"]
+__all__ = ["estimate_text", "interval_text", "number", "tick", "wrapped"]
 
 
 def number(value: float | None, digits: int | None = 2) -> str:
@@ -41,3 +41,8 @@ def estimate_text(estimate: Estimate, digits: int = 2) -> str:
 def wrapped(text: str, width: int) -> str:
     """Break a name into at most two lines of so many characters; the rest is cut off."""
     return "\n".join(wrap(text, width, max_lines=2, placeholder="…"))
+
+
+def tick(value: float, _position: float | None = None) -> str:
+    """Write the number at a tick of an axis, with a true minus sign."""
+    return f"{round(value, 9):g}".replace("-", "\N{MINUS SIGN}")
