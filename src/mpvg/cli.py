@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpvg import __version__
-from mpvg.commands import analyze, compare, models
+from mpvg.commands import analyze, compare, cost, models
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
@@ -96,6 +96,7 @@ def _parser() -> Parser:
         commands.add_parser(name, help=help_text, add_help=False)
     analyze.add_parser(commands)
     models.add_parser(commands)
+    cost.add_parser(commands)
     return parser
 
 
