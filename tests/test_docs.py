@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import analysis_tables
+import cost_tables
 import mpvg
 from helpers import images, perturb, relative
 from mpvg.cli import main
+from tables import filled
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,15 +74,11 @@ def test_the_table_in_fidelity_is_what_is_printed(capsys: pytest.CaptureFixture[
     assert shown == capsys.readouterr().out
 
 
-def test_the_tables_of_the_analysis_are_what_its_numbers_give() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    document = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
-    assert document.count("<!-- table: ") == len(tables.TABLES)
-    assert tables.filled(document) == document
+@pytest.mark.parametrize("module", [analysis_tables, cost_tables], ids=lambda module: module.DOCUMENT.name)
+def test_tables_are_what_their_numbers_give(module: Any) -> None:
+    document = module.DOCUMENT.read_text(encoding="utf-8")
+    assert set(re.findall("<!-- table: (.+?) -->", document)) == set(module.TABLES)
+    assert filled(document, module.TABLES) == document
 
 
 @pytest.mark.parametrize("document", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
