@@ -1,7 +1,7 @@
 """Folding: since no position depends on the image, a trained model's positions can be stored and their norms dropped.
 
-Each LN'_l is evaluated once into its table d_l. For a classifier with average pooling the Last-LN term is a constant,
-mean_n(LN(x)_n + LN'(s)_n) = mean_n LN(x)_n + c, and disappears into the head's bias: W (m + c) + b = W m + (W c + b).
+Each LN'_l is evaluated once into its table d_l. Where tokens are averaged the Last-LN term is a constant c,
+mean_n(LN(x)_n + LN'(s)_n) = mean_n(LN(x)_n + c), and disappears into the Last LN's bias.
 """
 
 import copy
@@ -9,8 +9,8 @@ import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpvg.position import Layerwise, Positions
 
@@ -36,13 +36,11 @@ class Folded:
     if TYPE_CHECKING:
         tables: Any  # nn.ModuleList of Table, one for each block
         last_table: Tensor | None
-        folded_bias: Tensor | None
-        norm: Any
+        pooled_norm: Any  # the Last LN with c in its bias, for tokens to be averaged
         patch_embed: Any
         initial_position: Any
         last_norm: Any
         forward_head: Any
-        head_weight: Any
 
     def positions(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return the stored positions, each (1, N, D); `grid_size` can only be the one that was folded."""
@@ -55,13 +53,14 @@ class Folded:
 
     def classify(self, x: Tensor, positions: Positions) -> Tensor:
         """Return logits (B, num_classes); features that are read as tokens keep the table, these need only its mean."""
-        if self.folded_bias is None:
+        if self.pooled_norm is None:
             return self.forward_head(self.last_norm(x, positions))
-        return F.linear(self.forward_head(self.norm(x), pre_logits=True), self.head_weight(), self.folded_bias)
+        return self.forward_head(self.pooled_norm(x))
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put in a new head; the constant returns from the old one's bias into the table."""
-        self.folded_bias = None
+        """Put in a new head; with another way of pooling, the constant returns to the table."""
+        if global_pool is not None:
+            self.pooled_norm = None
         super().reset_classifier(num_classes, global_pool)  # type: ignore[misc]
 
     def prune_intermediate_layers(
@@ -69,7 +68,7 @@ class Folded:
     ) -> list[int]:
         """Drop what the chosen intermediates do not need; see timm."""
         if prune_norm:
-            self.last_table = self.folded_bias = None
+            self.last_table = self.pooled_norm = None
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)  # type: ignore[misc]
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
@@ -80,54 +79,56 @@ class Folded:
         return _empty_folded, (type(self).__bases__[1],), self.__dict__  # its class is made at run time
 
 
-def fold(model: Model) -> Model:
-    """Return an eval-mode copy of `model` without position norms that computes the same outputs at its image size.
+def fold(model: Model, img_size: Any = None) -> Model:
+    """Return an eval-mode copy of `model` without position norms that computes the same outputs at one image size.
 
-    The Last-LN term of an average-pooled classifier moves into the bias that `forward` uses; `forward_features` and
-    intermediates, which are read as tokens, keep it as a table. Without a head it moves into the Last LN's bias.
+    Where tokens are averaged after a norm with a bias, the Last-LN term moves into that bias. `forward_features` and
+    intermediates, which are read as tokens, keep it as a table.
 
     Args:
         model: A model of this library, or one wrapped by features_only=True. A folded one is returned as it is.
+        img_size: Image size in pixels, int or (H, W), to resize positions to; None for the size the model is built for.
 
     Returns:
-        The folded model. A model of dynamic size accepts only the size it was built for from then on.
+        The folded model. It accepts only images of that size, even if `model` is of dynamic size.
 
     Raises:
-        ValueError: The model is not one of this library's.
+        ValueError: The model is not one of this library's, or cannot have that size.
 
     Source:
         Not in the papers: it follows from MPVG's equations, because the position path never sees the image.
     """
-    if isinstance(model, Folded):
-        return model
     inner = getattr(model, "model", None)
     if isinstance(inner, Layerwise | Folded):  # timm's features_only
+        if isinstance(inner, Folded) and fold(inner, img_size) is inner:
+            return model
         wrapper: Any = copy.deepcopy(model).eval()
-        wrapper.model = fold(wrapper.model)
+        wrapper.model = fold(wrapper.model, img_size)
         return wrapper
+    if isinstance(model, Folded):
+        if img_size is not None and to_2tuple(img_size) != model.patch_embed.img_size:
+            model.set_input_size(img_size)
+        return model
     if not isinstance(model, Layerwise):
         raise ValueError(
             f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
             "Models whose only positions are relative or rotary are out of scope."
         )
     folded: Any = copy.deepcopy(model).eval()
+    if img_size is not None:
+        folded.set_input_size(img_size=img_size)
     with torch.no_grad():
         positions = folded.positions()
-        constant = folded.pooled_constant(positions)
-        head, bias = folded.get_classifier(), getattr(folded.norm, "bias", None)
-        folded_bias, last_table = None, positions.last
-        if constant is not None and isinstance(head, nn.Linear):
-            shift = (head.weight.double() @ constant.double()).to(constant)
-            folded_bias = shift if head.bias is None else head.bias + shift
-        elif constant is not None and bias is not None:
-            bias.add_(constant)
-            last_table = None
+        constant, pooled_norm = folded.pooled_constant(positions), None
+        if constant is not None and getattr(folded.norm, "bias", None) is not None:
+            pooled_norm = copy.deepcopy(folded.norm)
+            pooled_norm.bias.add_(constant)
     for module in folded.modules():
         if getattr(module, "norm_pos", None) is not None:
             module.norm_pos = None
     folded.tables = nn.ModuleList(Table(table) for table in positions.blocks)
-    folded.register_buffer("last_table", last_table)
-    folded.register_buffer("folded_bias", folded_bias)
+    folded.register_buffer("last_table", positions.last)
+    folded.pooled_norm = pooled_norm
     folded.freeze_input_size()
     cls: Any = type(model)
     folded.__class__ = _folded_class(cls)

@@ -104,6 +104,8 @@ class Recorder:
             add(block.register_forward_hook(self._see_output(f"block {i}")))
         if not isinstance(self.model.norm, nn.Identity):
             add(self.model.norm.register_forward_hook(self._see_last))
+        if getattr(self.model, "pooled_norm", None) is not None:  # a folded classifier's, with a constant in its bias
+            add(self.model.pooled_norm.register_forward_pre_hook(self._run_last))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -144,6 +146,9 @@ class Recorder:
 
     def _see_output(self, name: str) -> Any:
         return lambda module, args, output: self._sizes.append((name, output.sum()))
+
+    def _run_last(self, module: Any, args: Any) -> None:
+        self.model.norm(*args)
 
     def _see_last(self, module: Any, args: Any, output: Tensor) -> None:
         before: Tensor = args[0]

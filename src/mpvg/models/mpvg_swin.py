@@ -309,10 +309,6 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
             return None
         return positions.last[0].mean(dim=(0, 1))
 
-    def head_weight(self) -> Tensor:
-        """Return W (num_classes, D) of the classifier."""
-        return self.head.fc.weight
-
     def set_input_size(
         self,
         img_size: Any = None,

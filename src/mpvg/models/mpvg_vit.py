@@ -142,6 +142,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x.contiguous()  # the patches' convolution left its channels outermost, where each norm would copy them
         initial = positions.initial
         if self.joins_input and initial is not None:
             x = x + token_rows(initial, self.has_class_row, self.num_rowless)
@@ -246,10 +247,6 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         if positions.last is None or self.global_pool != "avg":
             return None
         return positions.last[0, int(self.has_class_row) :].mean(dim=0)
-
-    def head_weight(self) -> Tensor:
-        """Return W (num_classes, D) of the classifier."""
-        return self.head.weight
 
     def freeze_input_size(self) -> None:
         """Accept only images of the size that the model is built for."""
