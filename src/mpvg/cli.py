@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpvg import __version__
-from mpvg.commands import analyze, compare, cost, models
+from mpvg.commands import analyze, bench, compare, cost, models
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
@@ -95,6 +95,7 @@ def _parser() -> Parser:
     for name, (_, _, help_text) in _WITH_YAML.items():
         commands.add_parser(name, help=help_text, add_help=False)
     analyze.add_parser(commands)
+    bench.add_parser(commands)
     models.add_parser(commands)
     cost.add_parser(commands)
     return parser

@@ -12,7 +12,7 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
-def progress_bar(console: Console, unit: str) -> Progress:
+def progress_bar(console: Console, unit: str, *, auto_refresh: bool = True) -> Progress:
     """Return a bar that counts `unit` and shows the time that is left; outside a terminal it shows nothing."""
     return Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
@@ -22,5 +22,6 @@ def progress_bar(console: Console, unit: str) -> Progress:
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("left"),
         console=console,
+        auto_refresh=auto_refresh,
         disable=not console.is_terminal,
     )

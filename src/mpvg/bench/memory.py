@@ -1,0 +1,79 @@
+"""The peak memory of a piece of work, each in a fresh process: python -m mpvg.bench.memory TASK CONTESTANT THREADS"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import mpvg
+from mpvg.bench.work import Contestant, Task
+
+assert mpvg  # registers the models
+_PROCESSES = 3
+_STEPS = 3
+_STATUS = Path("/proc/self/status")
+
+
+def peak_mib(task: Task, contestant: Contestant) -> float | None:
+    """Measure the peak memory of a model at work in fresh processes.
+
+    Args:
+        task: What it does.
+        contestant: The model.
+
+    Returns:
+        The median over three processes of what a process needs beyond Python and its libraries, weights and
+        optimiser with it, in MiB; None where the system does not tell (it is read from Linux's /proc).
+    """
+    if task.device == "cpu" and not _STATUS.exists():
+        return None
+    command = [sys.executable, "-m", "mpvg.bench.memory"]
+    words = [json.dumps(asdict(task)), json.dumps(asdict(contestant)), str(torch.get_num_threads())]
+    found = [
+        float(subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout)
+        for _ in range(_PROCESSES)
+    ]
+    return median(found)
+
+
+def _peak(task: Task, contestant: Contestant) -> float:
+    """Return the peak of this process in MiB, at work beyond what it needed before."""
+    if task.device != "cpu":
+        work = task.prepare(contestant)
+        work()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(_STEPS):
+            work()
+        return torch.cuda.max_memory_allocated() / 2**20
+    before = _of_status("VmRSS")
+    work = task.prepare(contestant)
+    work()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: neither building nor compiling counts
+    for _ in range(_STEPS):
+        work()
+    return _of_status("VmHWM") - before
+
+
+def _of_status(key: str) -> float:
+    (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1]) / 2**10
+
+
+def _main() -> None:
+    task, contestant, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    fields = json.loads(task)
+    fields["size"] = fields["size"] and tuple(fields["size"])
+    print(_peak(Task(**fields), Contestant(**json.loads(contestant))))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,153 @@
+"""The work that is timed: a model's inference or training step, in eager mode, compiled or in onnxruntime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpvg.bench.turns import Work
+from mpvg.fold import fold
+
+MODES = ("eager", "compile", "onnx")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model to be timed.
+
+    Args:
+        model: Name in timm's registry, ours or timm's own.
+        scheme: Position scheme; None for a model of timm's own.
+        folded: Whether it is folded.
+    """
+
+    model: str
+    scheme: str | None = None
+    folded: bool = False
+
+    @property
+    def label(self) -> str:
+        return (self.scheme or self.model) + (", folded" if self.folded else "")
+
+    def build(self, size: tuple[int, int] | None, device: str = "cpu") -> Any:
+        """Return the model, with random weights and without drop path, for images of `size` (H, W) or its own."""
+        arguments: dict[str, Any] = {"drop_path_rate": 0.0, "device": device}
+        if self.scheme is not None:
+            arguments["scheme"] = self.scheme
+        if size is not None:
+            arguments["img_size"] = size
+        torch.manual_seed(0)
+        model = timm.create_model(self.model, **arguments)
+        return fold(model) if self.folded else model
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contestant does.
+
+    Args:
+        mode: One of MODES.
+        training: A training step (forward, backward, AdamW) and not inference.
+        batch: Images at a time.
+        size: Of the images (H, W) in pixels; None for the model's own.
+        device: "cpu" or "cuda[:N]".
+        dtype: One of DTYPES: of the weights in inference, of autocast in training.
+        graphs: Replay CUDA graphs.
+    """
+
+    mode: str
+    training: bool
+    batch: int
+    size: tuple[int, int] | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    graphs: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "training" if self.training else "inference"
+
+    def prepare(self, contestant: Contestant) -> Work:
+        """Return the work of a contestant, ready to be called again and again."""
+        model = contestant.build(self.size, self.device)
+        size = self.size or model.default_cfg["input_size"][1:]
+        channels = model.default_cfg["input_size"][0]
+        images = torch.randn(self.batch, channels, *size, generator=torch.Generator().manual_seed(1)).to(self.device)
+        if self.mode == "onnx":
+            return _onnx_inference(model.eval(), images)
+        work = self._training(model, images) if self.training else self._inference(model, images)
+        return _replayed(work) if self.graphs else work
+
+    def _inference(self, model: nn.Module, images: Tensor) -> Work:
+        model = model.eval().to(DTYPES[self.dtype])
+        images = images.to(DTYPES[self.dtype])
+        forward = self._compiled(model)
+
+        def infer() -> None:
+            with torch.inference_mode():
+                forward(images)
+
+        return infer
+
+    def _training(self, model: nn.Module, images: Tensor) -> Work:
+        model.train()
+        forward = self._compiled(model)
+        targets = torch.arange(len(images), device=images.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=self.graphs)
+        casting: Any = nullcontext
+        if self.dtype != "float32":
+
+            def casting() -> Any:
+                return torch.autocast(images.device.type, DTYPES[self.dtype], cache_enabled=not self.graphs)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with casting():
+                loss = F.cross_entropy(forward(images), targets)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def _compiled(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return torch.compile(model) if self.mode == "compile" else model
+
+
+def _onnx_inference(model: nn.Module, images: Tensor) -> Work:
+    import onnxruntime
+
+    from mpvg.export import INPUT, write_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        channels, height, width = images.shape[1:]
+        write_onnx(model, path, input_size=(channels, height, width), dynamic_batch=len(images) > 1)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {INPUT: images.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _replayed(work: Work) -> Work:
+    """Capture the kernels of a piece of work once and replay them; warm-up and capture as PyTorch documents them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay

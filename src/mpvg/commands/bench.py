@@ -1,0 +1,236 @@
+"""`mpvg bench`: what a scheme costs, measured side by side with the model that one would use instead."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+
+from mpvg.bench.heats import Heat, Measured, measure, merged
+from mpvg.bench.turns import FEWEST_ROUNDS
+from mpvg.bench.work import MODES, Contestant, Task
+from mpvg.commands.options import device, need, positive
+from mpvg.errors import UserError, nearest
+from mpvg.files import write_atomically
+from mpvg.scheme import SCHEMES
+from mpvg.train.build import check_build, check_name, own_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MODELS = ["mpvg_deit_tiny_patch16_224", "mpvg_deit_small_patch16_224", "mpvg_deit_base_patch16_224"]
+_EXAMPLES = """examples:
+  mpvg bench                                       DeiT-Ti, -S and -B beside timm's own, inference
+  mpvg bench --mode eager,compile,onnx --batch 1,32 --schemes mpvg,default --csv bench.csv
+  mpvg bench --train --batch 32 --models mpvg_deit_tiny_patch16_224
+  mpvg bench --models mpvg_vit_lite_7_4_32 --against default
+  mpvg bench --self-test                           is this machine quiet enough?
+
+A round runs the model that others are measured against, then itself again, then each of the others. The ratio is the
+median over rounds, with a 95 % interval. Where the model beside itself is not 1.00, no ratio is given."""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure what a scheme costs beside the model one would use instead",
+        description="Measure what a scheme costs beside the model one would use instead.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--models", nargs="+", default=_MODELS, metavar="NAME", help="registered models (the three DeiTs)")
+    add("--schemes", default="mpvg", metavar="A,B", help="position schemes (mpvg)")
+    add(
+        "--against",
+        default="timm",
+        metavar="MODEL",
+        help="timm for its model of the same architecture, a scheme for the same model under that, or NAME[:SCHEME] "
+        "(timm)",
+    )
+    add("--mode", default="eager", metavar="A,B", help="eager, compile, onnx (eager)")
+    add("--batch", default="1,32", metavar="N,M", help="images at a time (1,32)")
+    add("--train", action="store_true", help="a training step: forward, backward, AdamW; otherwise inference")
+    add("--variants", metavar="A,B", help="folded, unfolded (both for inference; a model is trained unfolded)")
+    add("--img-size", type=positive, metavar="PIXELS", help="side of the images (the model's own)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="(float32)")
+    add("--rounds", type=positive, default=100, metavar="N", help="at most so many a measurement (100)")
+    add("--seconds", type=positive, default=60, metavar="S", help="begin no round after so many (60)")
+    add("--no-memory", action="store_true", help="leave out peak memory, measured in fresh processes")
+    add("--self-test", action="store_true", help="only the models of --against, each beside itself")
+    add("--threads", type=positive, metavar="N", help="of the processor (as PyTorch has it)")
+    add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (cpu)")
+    add("--graphs", action="store_true", help="on a GPU, replay CUDA graphs")
+    add("--csv", type=Path, metavar="FILE", help="add the results to FILE; of what was measured before, the old goes")
+    add("--json", action="store_true", help="print the results as JSON; all else goes to standard error")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    need("bench", ("rich",), extra="compare")
+    from rich.console import Console
+
+    heats = list(_heats(arguments))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    before = _read(arguments.csv) if arguments.csv else []
+    rows: list[dict[str, Any]] = []
+    for measured in _measured(heats, arguments, Console(stderr=arguments.json)):
+        rows += measured.rows()
+        if arguments.csv:
+            write_atomically(arguments.csv, _as_csv(merged(before, rows)))
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    return 0
+
+
+def _measured(heats: list[Heat], arguments: argparse.Namespace, console: Console) -> Iterator[Measured]:
+    """Run the heats, and tell of each."""
+    from mpvg.console import progress_bar, say
+
+    with progress_bar(console, "rounds", auto_refresh=False) as bar:  # drawn between turns, not during one
+        for number, heat in enumerate(heats, start=1):
+            part = bar.add_task(f"{number} of {len(heats)}", total=arguments.rounds)
+
+            def draw(done: int, part: Any = part) -> None:
+                bar.update(part, completed=done, refresh=True)
+
+            found = measure(
+                heat,
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                memory=not arguments.no_memory,
+                after_round=draw,
+            )
+            bar.remove_task(part)
+            for line in _lines(found):
+                say(bar.console, line)
+            yield found
+
+
+def _lines(found: Measured) -> Iterator[str]:
+    """Yield what came of a heat, in words."""
+    noise = "{:.3f} ({:.3f} to {:.3f})".format(*found.noise)
+    yield f"{found.heat}: {found.milliseconds[0]:.1f} ms, beside itself {noise}, {found.rounds} rounds"
+    if not found.ratios and found.heat.contestants:
+        yield "  too noisy to tell: nothing else should run on this machine, or take more --rounds and --seconds."
+    for index, ratio in enumerate(found.ratios, start=1):
+        own, against = found.peaks[index], found.peaks[0]
+        memory = f"   memory {own / against:.3f}" if own and against else ""
+        label = found.heat.contestants[index - 1].label
+        milliseconds = f"{found.milliseconds[index]:.1f} ms"
+        yield f"  {label:18} {milliseconds:>12}   {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}){memory}"
+
+
+def _heats(arguments: argparse.Namespace) -> Iterator[Heat]:
+    """Yield what the options ask for, all checked."""
+    modes = _listed("--mode", arguments.mode, MODES)
+    variants = _variants(arguments)
+    _check_means(arguments, modes)
+    size = (arguments.img_size, arguments.img_size) if arguments.img_size else None
+    for model in map(check_name, arguments.models):
+        against = _against(model, arguments.against)
+        contestants: list[Contestant] = []
+        for scheme in [] if arguments.self_test else arguments.schemes.split(","):
+            built = {"img_size": size or own_size(model)}
+            contestants += _contestants(model, check_build(model, scheme.strip(), built), variants)
+        for mode in modes:
+            for batch in _batches(arguments.batch):
+                task = Task(mode, arguments.train, batch, size, arguments.device, arguments.precision, arguments.graphs)
+                yield Heat(task, against, tuple(contestants))
+
+
+def _check_means(arguments: argparse.Namespace, modes: Collection[str]) -> None:
+    """Refuse what this machine or the modes cannot do."""
+    on_gpu = arguments.device != "cpu"
+    if "onnx" in modes:
+        need("bench --mode onnx", ("onnx", "onnxruntime", "onnxscript"), extra="export")
+        if arguments.train or on_gpu or arguments.precision != "float32":
+            raise UserError("--mode onnx is inference on the processor in float32: leave onnx out of --mode.")
+    if "compile" in modes and not on_gpu and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UserError("--mode compile needs a C++ compiler on the processor: install g++, or leave compile out.")
+    if arguments.graphs and not on_gpu:
+        raise UserError("--graphs are CUDA's: give --device cuda, or leave --graphs out.")
+    if arguments.rounds < FEWEST_ROUNDS:
+        raise UserError(f"--rounds {arguments.rounds}: an interval needs at least {FEWEST_ROUNDS}.")
+
+
+def _variants(arguments: argparse.Namespace) -> list[str]:
+    known = ("folded", "unfolded")
+    if not arguments.train:
+        return _listed("--variants", arguments.variants or ",".join(known), known)
+    if "folded" in (arguments.variants or ""):
+        raise UserError(f"--variants {arguments.variants}: a folded model is for inference, leave out --train.")
+    return ["unfolded"]
+
+
+def _contestants(model: str, scheme: str, variants: Collection[str]) -> Iterator[Contestant]:
+    """Yield a model under a scheme, folded and not; where there is nothing to fold, as it is."""
+    built: Any = timm.create_model(model, scheme=scheme, device="meta")
+    foldable = any("norm_pos" in name for name, _ in built.named_parameters())
+    if foldable and "folded" in variants:
+        yield Contestant(model, scheme, folded=True)
+    if "unfolded" in variants or not foldable:
+        yield Contestant(model, scheme)
+
+
+def _against(model: str, word: str) -> Contestant:
+    """Return the model that another one is measured against."""
+    own = model.removeprefix("mpvg_")
+    if word == "timm":
+        if own not in timm.list_models():
+            raise UserError(f"--against timm: timm has no {own}. Name a scheme, as in --against default.")
+        return Contestant(own)
+    if word.partition(":")[0] in SCHEMES:
+        return Contestant(model, check_build(model, word, {"img_size": own_size(model)}))
+    name, _, scheme = word.partition(":")
+    if name.startswith("mpvg_"):
+        return Contestant(check_name(name), check_build(name, scheme or "mpvg", {"img_size": own_size(name)}))
+    if name not in timm.list_models():
+        known = [*SCHEMES, *timm.list_models()]
+        raise UserError(f"--against {word!r} is no model of timm and no scheme{nearest(word, known)}.")
+    return Contestant(name)
+
+
+def _listed(option: str, text: str, known: Collection[str]) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            raise UserError(f"{option} {word!r} is unknown{nearest(word, known)}: use one of {', '.join(known)}.")
+    return words
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        return [positive(word.strip()) for word in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--batch: {error}.") from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of earlier results, none where there is no file, so that it fails now or never."""
+    try:
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        write_atomically(path, "")
+        path.unlink()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--csv {path} cannot be used ({error}): name another file.") from error
+    return []
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[-1], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
