@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError
 from mpvg.files import write_atomically
-from mpvg.train.build import check_name, check_scheme, model_arguments
+from mpvg.fold import fold
+from mpvg.train.build import check_build, check_name, check_scheme, model_arguments
 
 CARD = "mpvg"  # the card's key in a checkpoint
 MODULE = "model."  # what Lightning puts before our names
@@ -35,6 +36,7 @@ class Card:
         preprocessing: What the images went through.
         classes: Names in the order of the outputs.
         data: Arguments of the data that it was trained on.
+        folded: Whether the weights are those of the folded model.
     """
 
     model: str
@@ -43,9 +45,21 @@ class Card:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     data: dict[str, Any]
+    folded: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def as_texts(self) -> dict[str, str]:
+        """Return the card for a file's metadata, and under plain names what a program without mpvg needs of it."""
+        seen = self.preprocessing
+        plain = {
+            "classes": self.classes,
+            "mean": seen.mean,
+            "std": seen.std,
+            "input_size": (seen.channels, *seen.size),
+        }
+        return {CARD: json.dumps(self.as_dict()), **{name: json.dumps(value) for name, value in plain.items()}}
 
     @classmethod
     def from_dict(cls, card: Mapping[str, Any]) -> Card:
@@ -64,11 +78,13 @@ class Card:
             preprocessing,
             classes,
             dict(card["data"]),
+            bool(card.get("folded", False)),  # older cards do not say
         )
 
     def build(self) -> Any:
         """Create the model, with weights still to be loaded."""
-        return timm.create_model(self.model, scheme=self.scheme, **self.arguments)
+        model = timm.create_model(self.model, scheme=self.scheme, **self.arguments)
+        return fold(model) if self.folded else model
 
 
 def save_safetensors(path: Path, card: Card, model: torch.nn.Module) -> None:
@@ -82,8 +98,22 @@ def save_safetensors(path: Path, card: Card, model: torch.nn.Module) -> None:
     Raises:
         OSError: The file cannot be written.
     """
+    save_weights(path, model, {CARD: json.dumps(card.as_dict())})
+
+
+def save_weights(path: Path, model: torch.nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write a model's state dict as a .safetensors file.
+
+    Args:
+        path: The file; one already there is replaced in one step.
+        model: The model.
+        metadata: Texts that go with it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(weights, {CARD: json.dumps(card.as_dict())}))
+    write_atomically(path, save(weights, dict(metadata)))
 
 
 def read_checkpoint(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
@@ -139,6 +169,34 @@ def load_model(path: str | Path) -> tuple[Card, Any]:
             f"{path}: the weights do not fit {card.model} under scheme {card.scheme!r} ({error})."
         ) from error
     return card, model.eval()
+
+
+def resize(card: Card, model: Any, size: tuple[int, int]) -> Card:
+    """Fit a checkpoint's model for images of another size; its patches and windows stay as large as they were.
+
+    Args:
+        card: Its card.
+        model: The model, changed in place.
+        size: Height and width in pixels.
+
+    Returns:
+        The card of the model at that size.
+
+    Raises:
+        UserError: The model cannot take that size, or is folded.
+    """
+    if card.folded:
+        raise UserError(
+            f"--img-size {size[0]} {size[1]}: a folded model has one size, {card.preprocessing.size[0]} x "
+            f"{card.preprocessing.size[1]}. Resize the checkpoint that it was folded from."
+        )
+    windows = {"window_size": model.windows[0]} if hasattr(model, "windows") else {}
+    chosen_by_size = {"patch_size": model.patch_embed.patch_size, **windows}  # in vit_nano the patches, in Swin both
+    arguments = {**chosen_by_size, **card.arguments, "img_size": size}
+    check_build(card.model, card.scheme, arguments)
+    model.set_input_size(img_size=size, **{name: arguments[name] for name in windows})
+    of_data = {**card.data, "img_size": size[0] if size[0] == size[1] else None}
+    return replace(card, arguments=arguments, preprocessing=replace(card.preprocessing, size=size), data=of_data)
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
