@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpvg import __version__
-from mpvg.commands import analyze, bench, compare, cost, models
+from mpvg.commands import analyze, bench, compare, cost, export, models
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   mpvg fit --data my_images/ --img-size 32 --model.scheme mpvg
   mpvg test --ckpt runs/fit/best.ckpt
   mpvg predict --ckpt runs/fit/best.ckpt photo.png
+  mpvg export runs/fit/best.ckpt --fold           for onnxruntime
   mpvg analyze runs/fit/best.ckpt --out look      what do its position embeddings do?
 
 Each command has a --help of its own."""
@@ -94,10 +95,11 @@ def _parser() -> Parser:
     compare.add_parser(commands)
     for name, (_, _, help_text) in _WITH_YAML.items():
         commands.add_parser(name, help=help_text, add_help=False)
+    export.add_parser(commands)
     analyze.add_parser(commands)
+    cost.add_parser(commands)
     bench.add_parser(commands)
     models.add_parser(commands)
-    cost.add_parser(commands)
     return parser
 
 
