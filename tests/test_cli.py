@@ -22,6 +22,7 @@ from mpvg.commands import options
         ["--help"],
         ["compare", "--help"],
         ["analyze", "--help"],
+        ["export", "--help"],
         ["fit", "--help"],
         ["test", "--help"],
         ["predict", "--help"],

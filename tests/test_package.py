@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 def test_import_leaves_the_extras_alone() -> None:
     code = (
         "import sys, timm; before = set(sys.modules); import mpvg; "
-        "heavy = {'lightning', 'jsonargparse', 'matplotlib', 'sklearn', 'transformers', 'rich', 'jinja2', 'scipy'}; "
+        "heavy = {'lightning', 'jsonargparse', 'matplotlib', 'sklearn', 'transformers', 'rich', 'jinja2', 'scipy', "
+        "'onnx', 'onnxruntime', 'onnxscript'}; "
         "print(sorted(heavy & set(sys.modules)), sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
