@@ -98,23 +98,23 @@ def fold(model: Model, img_size: Any = None) -> Model:
     Source:
         Not in the papers: it follows from MPVG's equations, because the position path never sees the image.
     """
-    inner = getattr(model, "model", None)
-    if isinstance(inner, Layerwise | Folded):  # timm's features_only
-        if isinstance(inner, Folded) and fold(inner, img_size) is inner:
+    folded: Any
+    inner: Any = getattr(model, "model", None)  # in timm's features_only
+    for folded in (model, inner):
+        if isinstance(folded, Folded):
+            if img_size is not None and to_2tuple(img_size) != folded.patch_embed.img_size:
+                folded.set_input_size(img_size)  # which says why not
             return model
+    if isinstance(inner, Layerwise):
         wrapper: Any = copy.deepcopy(model).eval()
         wrapper.model = fold(wrapper.model, img_size)
         return wrapper
-    if isinstance(model, Folded):
-        if img_size is not None and to_2tuple(img_size) != model.patch_embed.img_size:
-            model.set_input_size(img_size)
-        return model
     if not isinstance(model, Layerwise):
         raise ValueError(
             f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
             "Models whose only positions are relative or rotary are out of scope."
         )
-    folded: Any = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model).eval()
     if img_size is not None:
         folded.set_input_size(img_size=img_size)
     with torch.no_grad():

@@ -1,14 +1,15 @@
-"""The peak memory of a piece of work, each in a fresh process: python -m mpvg.bench.memory TASK CONTESTANT THREADS"""
+"""The peak memory of a piece of work, in a fresh process: python -m mpvg.bench.memory TASK CONTESTANT THREADS"""
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -16,31 +17,29 @@ import mpvg
 from mpvg.bench.work import Contestant, Task
 
 assert mpvg  # registers the models
-_PROCESSES = 3
 _STEPS = 3
 _STATUS = Path("/proc/self/status")
+_FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # tensors go back to the system at once: the peak is what was alive
 
 
 def peak_mib(task: Task, contestant: Contestant) -> float | None:
-    """Measure the peak memory of a model at work in fresh processes.
+    """Measure the peak memory of a model at work, in a fresh process.
 
     Args:
         task: What it does.
         contestant: The model.
 
     Returns:
-        The median over three processes of what a process needs beyond Python and its libraries, weights and
-        optimiser with it, in MiB; None where the system does not tell (it is read from Linux's /proc).
+        What the process needs beyond Python and its libraries, weights and optimiser with it, in MiB; in mode "compile"
+        what the compiler leaves behind counts too. None where the system does not tell (it is read from Linux's /proc).
     """
     if task.device == "cpu" and not _STATUS.exists():
         return None
     command = [sys.executable, "-m", "mpvg.bench.memory"]
     words = [json.dumps(asdict(task)), json.dumps(asdict(contestant)), str(torch.get_num_threads())]
-    found = [
-        float(subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout)
-        for _ in range(_PROCESSES)
-    ]
-    return median(found)
+    environment = {**os.environ, **_FRUGAL}
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
 
 
 def _peak(task: Task, contestant: Contestant) -> float:
@@ -52,14 +51,15 @@ def _peak(task: Task, contestant: Contestant) -> float:
         for _ in range(_STEPS):
             work()
         return torch.cuda.max_memory_allocated() / 2**20
-    before = _of_status("VmRSS")
-    work = task.prepare(contestant)
+    before: list[float] = []
+    work = task.prepare(contestant, starting=lambda: before.append(_of_status("VmRSS")))
     work()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: neither building nor compiling counts
+    with suppress(OSError):  # some systems do not allow it
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: building and compiling do not count
     for _ in range(_STEPS):
         work()
-    return _of_status("VmHWM") - before
+    return _of_status("VmHWM") - before[0]
 
 
 def _of_status(key: str) -> float:

@@ -77,14 +77,21 @@ class Task:
     def kind(self) -> str:
         return "training" if self.training else "inference"
 
-    def prepare(self, contestant: Contestant) -> Work:
-        """Return the work of a contestant, ready to be called again and again."""
+    def prepare(self, contestant: Contestant, *, starting: Callable[[], None] = lambda: None) -> Work:
+        """Return the work of a contestant, ready to be called again and again.
+
+        Args:
+            contestant: The model.
+            starting: Called before anything that inference or training needs is in memory.
+        """
+        if self.mode != "onnx":
+            starting()
         model = contestant.build(self.size, self.device)
-        size = self.size or model.default_cfg["input_size"][1:]
-        channels = model.default_cfg["input_size"][0]
-        images = torch.randn(self.batch, channels, *size, generator=torch.Generator().manual_seed(1)).to(self.device)
+        channels, *own = model.default_cfg["input_size"]
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(self.batch, channels, *(self.size or own), generator=generator).to(self.device)
         if self.mode == "onnx":
-            return _onnx_inference(model.eval(), images)
+            return _onnx_inference(model.eval(), images, starting)
         work = self._training(model, images) if self.training else self._inference(model, images)
         return _replayed(work) if self.graphs else work
 
@@ -123,17 +130,18 @@ class Task:
         return torch.compile(model) if self.mode == "compile" else model
 
 
-def _onnx_inference(model: nn.Module, images: Tensor) -> Work:
+def _onnx_inference(model: nn.Module, images: Tensor, starting: Callable[[], None]) -> Work:
     import onnxruntime
 
     from mpvg.export import INPUT, write_onnx
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    channels, height, width = images.shape[1:]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        channels, height, width = images.shape[1:]
         write_onnx(model, path, input_size=(channels, height, width), dynamic_batch=len(images) > 1)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        starting()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {INPUT: images.numpy()}
     return lambda: session.run(None, feed)

@@ -112,8 +112,8 @@ def own_work(model: Any) -> OwnWork:
 
 
 def _adds_at_last_norm(model: Any) -> bool:
-    if isinstance(model, Folded):  # an averaged term has gone into the classifier's bias
-        return model.last_table is not None and model.folded_bias is None
+    if isinstance(model, Folded):  # an averaged term has gone into the Last LN's bias
+        return model.last_table is not None and model.pooled_norm is None
     return model.plan.last is not None
 
 
