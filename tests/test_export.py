@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -89,10 +90,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.mark.parametrize("scheme", ["mpvg", "lape"])
 @pytest.mark.parametrize("folded", [False, True], ids=["whole", "folded"])
 def test_onnx_computes_what_the_model_does(
-    family: Family, scheme: str, folded: bool, written: Written, capfd: pytest.CaptureFixture[str]
+    family: Family,
+    scheme: str,
+    folded: bool,
+    written: Written,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, path = written(family, scheme, folded=folded)
     assert capfd.readouterr() == ("", ""), "the exporter is to be quiet"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for batch in range(1, 6):
         images = digits(family, batch=batch)
         (found,) = answers(path, images)
@@ -226,6 +233,8 @@ def test_timm_s_own_models(tmp_path: Path) -> None:
     assert model.blocks[0].attn.fused_attn
     write_onnx(model, tmp_path / "timm.onnx", input_size=(2, 32, 32), dynamic_batch=True)
     assert model.blocks[0].attn.fused_attn, "a model is left as it was"
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "timm.onnx").graph.node)
+    assert (kinds["Softmax"], kinds["Mul"]) == (2, 2), "fused attention would scale queries and keys"
     assert relative(answers(tmp_path / "timm.onnx", images)[0], model(images)) <= 1e-5
 
 
