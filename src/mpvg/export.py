@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mpvg.checkpoint import save_weights
 from mpvg.files import write_atomically
+from mpvg.onnx_graph import join_tables
 
 INPUT, OUTPUT = "images", "logits"
 BATCH = "batch"  # the name of a dynamic first dimension
@@ -61,6 +62,7 @@ def write_onnx(
         )
     proto = program.model_proto
     _strip(proto)
+    join_tables(proto.graph)
     onnx.helper.set_model_props(proto, dict(metadata or {}))
     onnx.checker.check_model(proto, full_check=True)
     write_atomically(path, proto.SerializeToString())

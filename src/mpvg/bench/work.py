@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,9 @@ def _onnx_inference(model: nn.Module, images: Tensor, starting: Callable[[], Non
 
     from mpvg.export import INPUT, write_onnx
 
+    _share_threads(torch.get_num_threads())
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.use_per_session_threads = False
     channels, height, width = images.shape[1:]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -145,6 +147,14 @@ def _onnx_inference(model: nn.Module, images: Tensor, starting: Callable[[], Non
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {INPUT: images.numpy()}
     return lambda: session.run(None, feed)
+
+
+@cache
+def _share_threads(count: int) -> None:
+    """Have all sessions compute on the same threads: a session's own ones would spin while others have their turn."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(count, 1)
 
 
 def _replayed(work: Work) -> Work:
