@@ -23,6 +23,8 @@ from mpvg.commands import options
         ["compare", "--help"],
         ["analyze", "--help"],
         ["export", "--help"],
+        ["cost", "--help"],
+        ["bench", "--help"],
         ["fit", "--help"],
         ["test", "--help"],
         ["predict", "--help"],

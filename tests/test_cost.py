@@ -137,7 +137,7 @@ def test_own_work_of_deit_tiny_by_hand() -> None:
     assert found.added == (1 + 11 + 1) * 196 * 192
     assert found.folded_added == (1 + 11) * 196 * 192  # the Last-LN term is in the classifier's bias
     assert found.kept_positions == FLOAT * (10 * 196 * 192 + 12 * 2 * 196)  # two norms read the table itself
-    assert found.parameters - found.folded_parameters == 12 * 2 * 192
+    assert found.parameters - found.folded_parameters == (12 - 1) * 2 * 192  # a second Last LN, with the constant
     assert found.flops(4) == found.matmul + found.added + found.norm_flops / 4
     assert found.flops(10**12) - found.folded_flops() == pytest.approx(196 * 192)
 

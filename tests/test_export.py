@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mpvg
-from families import FAMILIES, SWIN, VIT, VIT_LITE, Family, build
+from families import CEIT, FAMILIES, SWIN, VIT, VIT_LITE, Family, build
 from helpers import perturb, relative
 from mpvg.checkpoint import Card, load_model, resize, save_safetensors
 from mpvg.cli import main
@@ -118,7 +118,8 @@ def test_onnx_computes_what_the_model_does(
 
 
 @every_family
-def test_a_folded_graph_costs_one_addition_a_block(family: Family, written: Written) -> None:
+def test_a_folded_graph_costs_at_most_one_addition_a_block(family: Family, written: Written) -> None:
+    """None where the linear layer that reads a position has a bias and reads tokens in their order."""
     model, folded = written(family, "mpvg", folded=True)
     counts, plain = (
         Counter(node.op_type for node in onnx.load(path).graph.node)
@@ -126,7 +127,7 @@ def test_a_folded_graph_costs_one_addition_a_block(family: Family, written: Writ
     )
     delivered = sum(position is not None for position in model.positions().blocks)
     assert delivered >= family.depth - 1
-    assert counts["Add"] - plain["Add"] == delivered  # so that at most is right, too
+    assert counts["Add"] - plain["Add"] == (0 if family in (VIT, CEIT) else delivered)
     assert {**counts, "Add": 0} == {**plain, "Add": 0}  # no norm, no other node more
     unfolded = Counter(node.op_type for node in onnx.load(written(family, "mpvg", folded=False)[1]).graph.node)
     assert unfolded["LayerNormalization"] > counts["LayerNormalization"]  # a count of nothing would be equal, too

@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, code=3)
     except torch.OutOfMemoryError as error:
         return _fail(f"{str(error).splitlines()[0]} Take a smaller batch, or fewer --workers.", code=3)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        return _fail("there is not enough memory for this: take a smaller batch or smaller images.", code=3)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -117,7 +117,7 @@ def write_safetensors(model: nn.Module, path: Path, *, metadata: Mapping[str, st
 
 
 def _check_eval(model: nn.Module) -> None:
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError(f"{type(model).__name__} is in training mode: call .eval() first.")
 
 

@@ -114,7 +114,7 @@ def fold(model: Model, img_size: Any = None) -> Model:
             f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
             "Models whose only positions are relative or rotary are out of scope."
         )
-    folded = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model)
     if img_size is not None:
         folded.set_input_size(img_size=img_size)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def fold(model: Model, img_size: Any = None) -> Model:
     folded.freeze_input_size()
     cls: Any = type(model)
     folded.__class__ = _folded_class(cls)
-    return folded
+    return folded.eval()
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import torch
 
 import mpvg
 from mpvg.bench.work import Contestant, Task
+from mpvg.errors import RunError
 
 assert mpvg  # registers the models
 _STEPS = 3
@@ -31,15 +32,22 @@ def peak_mib(task: Task, contestant: Contestant) -> float | None:
 
     Returns:
         What the process needs beyond Python and its libraries, weights and optimiser with it, in MiB; in mode "compile"
-        what the compiler leaves behind counts too. None where the system does not tell (it is read from Linux's /proc).
+        what the compiler leaves behind counts too, and in all what libraries load at their first step. None where the
+        system does not tell (it is read from Linux's /proc), and for CUDA graphs, whose memory is not counted.
+
+    Raises:
+        RunError: The process failed.
     """
-    if task.device == "cpu" and not _STATUS.exists():
+    if task.graphs or (task.device == "cpu" and not _STATUS.exists()):
         return None
     command = [sys.executable, "-m", "mpvg.bench.memory"]
     words = [json.dumps(asdict(task)), json.dumps(asdict(contestant)), str(torch.get_num_threads())]
     environment = {**os.environ, **_FRUGAL}
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True, env=environment)
-    return float(done.stdout)
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, killed for want of memory?"])[-1]
+        raise RunError(f"the peak memory of {contestant.name} could not be measured: {reason}")
+    return float(done.stdout.split()[-1])
 
 
 def _peak(task: Task, contestant: Contestant) -> float:

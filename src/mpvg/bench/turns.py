@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import comb, exp, log
 from statistics import fmean, median
 from typing import NamedTuple
@@ -16,9 +19,12 @@ from mpvg.stats import CONFIDENCE
 Work = Callable[[], object]
 Clock = Callable[[Work, int], float]  # work, how many times -> seconds for one time
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
 FEWEST_ROUNDS = 6  # with fewer, no pair of times encloses the median with 95 % confidence
 OFF = 0.01  # how far work may seem to be from itself on a machine that is quiet
 WIDE = 0.02  # how far the interval of that may reach
+SHORTEST = 0.05  # seconds of a turn: shorter work is repeated within it, all of it as often
 
 
 class Ratio(NamedTuple):
@@ -27,6 +33,18 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed, for the rest of the process, as other allocators do.
+
+    By default it hands large blocks back to the system and faults them in again, at moments that hang on how a model's
+    code holds its tensors: two models that compute the same differed by 6 % in this.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def processor_clock(work: Work, times: int) -> float:
@@ -50,40 +68,74 @@ def gpu_clock(work: Work, times: int) -> float:
 
 
 def take_turns(
-    works: Sequence[Work],
+    prepare: Sequence[Callable[[], Work]],
     clock: Clock,
     *,
     rounds: int,
     seconds: float,
-    shortest: float = 0.05,
+    builds: int = 1,
     after_round: Callable[[int], None] = lambda done: None,
+    before_build: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
     """Time pieces of work in turn, in a new order each round, so that none always follows the same.
 
     Args:
-        works: The pieces of work.
+        prepare: Makes each piece of work.
         clock: How to time one.
         rounds: At most so many rounds.
-        seconds: Begin no round after so many seconds, once there are rounds enough for an interval.
-        shortest: Repeat a piece of work within a turn until it takes so many seconds.
+        seconds: Begin no round after so many seconds of them, once there are rounds enough for an interval.
+        builds: Make all pieces of work anew so many times on the way: where a model happens to lie in memory makes up
+            to a percent of difference, which no number of rounds averages out.
         after_round: Called between rounds with their number so far.
+        before_build: Called before the pieces of work are made.
 
     Returns:
         For each piece of work its seconds in every round.
     """
+    builds = min(builds, rounds)
+    times: list[list[float]] = [[] for _ in prepare]
+    for build in range(builds):
+        before_build()
+        places = random.sample(range(len(prepare)), len(prepare))
+        made = {place: prepare[place]() for place in places}
+        works = [made[place] for place in range(len(prepare))]
+        del made
+        _take_turns(
+            works,
+            clock,
+            times,
+            rounds=rounds // builds + (build < rounds % builds),
+            seconds=seconds / builds,
+            fewest=-(-FEWEST_ROUNDS // builds),
+            after_round=after_round,
+        )
+        del works
+        gc.collect()
+    return times
+
+
+def _take_turns(
+    works: Sequence[Work],
+    clock: Clock,
+    times: list[list[float]],
+    *,
+    rounds: int,
+    seconds: float,
+    fewest: int,
+    after_round: Callable[[int], None],
+) -> None:
+    """Add to `times` those of one build's rounds."""
     for work in works:  # warm-up: compilation, caches, allocators
         clock(work, 2)
-    repeats = max(1, round(shortest / max(clock(work, 1) for work in works)))
-    times: list[list[float]] = [[] for _ in works]
-    order, shuffle, start = list(range(len(works))), random.Random(0).shuffle, time.monotonic()
+    repeats = max(1, round(SHORTEST / max(clock(work, 1) for work in works)))
+    order, start = list(range(len(works))), time.monotonic()
     for done in range(rounds):
-        if done >= FEWEST_ROUNDS and time.monotonic() - start > seconds:
+        if done >= fewest and time.monotonic() - start > seconds:
             break
-        shuffle(order)
+        random.shuffle(order)
         for index in order:
             times[index].append(clock(works[index], repeats))
-        after_round(done + 1)
-    return times
+        after_round(len(times[0]))
 
 
 def ratio(times: Sequence[float], *references: Sequence[float]) -> Ratio:

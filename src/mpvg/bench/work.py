@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,7 +38,11 @@ class Contestant:
     folded: bool = False
 
     @property
-    def label(self) -> str:
+    def name(self) -> str:
+        return self.model + (f":{self.scheme}" if self.scheme else "")
+
+    @property
+    def variant(self) -> str:
         return (self.scheme or self.model) + (", folded" if self.folded else "")
 
     def build(self, size: tuple[int, int] | None, device: str = "cpu") -> Any:
@@ -85,14 +90,22 @@ class Task:
             contestant: The model.
             starting: Called before anything that inference or training needs is in memory.
         """
-        if self.mode != "onnx":
-            starting()
+        if self.device != "cpu":
+            torch.cuda.set_device(self.device)  # events and graphs are of the current device
+        if self.mode == "onnx":
+            return self._onnx_inference(contestant, starting)
+        starting()
         model = contestant.build(self.size, self.device)
+        return self.work(model, self.images(model))
+
+    def images(self, model: Any) -> Tensor:
+        """Return random images (B, C, H, W) for a model."""
         channels, *own = model.default_cfg["input_size"]
         generator = torch.Generator().manual_seed(1)
-        images = torch.randn(self.batch, channels, *(self.size or own), generator=generator).to(self.device)
-        if self.mode == "onnx":
-            return _onnx_inference(model.eval(), images, starting)
+        return torch.randn(self.batch, channels, *(self.size or own), generator=generator).to(self.device)
+
+    def work(self, model: Any, images: Tensor) -> Work:
+        """Return the work of a model in eager mode or compiled."""
         work = self._training(model, images) if self.training else self._inference(model, images)
         return _replayed(work) if self.graphs else work
 
@@ -107,10 +120,10 @@ class Task:
 
         return infer
 
-    def _training(self, model: nn.Module, images: Tensor) -> Work:
+    def _training(self, model: Any, images: Tensor) -> Work:
         model.train()
         forward = self._compiled(model)
-        targets = torch.arange(len(images), device=images.device)
+        targets = torch.arange(len(images), device=images.device) % model.num_classes
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=self.graphs)
         casting: Any = nullcontext
         if self.dtype != "float32":
@@ -127,34 +140,46 @@ class Task:
 
         return step
 
+    def _onnx_inference(self, contestant: Contestant, starting: Callable[[], None]) -> Work:
+        import onnxruntime
+
+        from mpvg.export import INPUT
+
+        _share_threads()
+        options = onnxruntime.SessionOptions()
+        options.use_per_session_threads = False
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            images = self._write_onnx(contestant, path)
+            gc.collect()  # of the model and its export nothing is left
+            starting()
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {INPUT: images.numpy()}
+        return lambda: session.run(None, feed)
+
+    def _write_onnx(self, contestant: Contestant, path: Path) -> Tensor:
+        """Write a contestant's file, and return images for it."""
+        from mpvg.export import write_onnx
+
+        model = contestant.build(self.size).eval()
+        images = self.images(model)
+        channels, height, width = images.shape[1:]
+        write_onnx(model, path, input_size=(channels, height, width), dynamic_batch=self.batch > 1)
+        return images
+
     def _compiled(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         return torch.compile(model) if self.mode == "compile" else model
 
 
-def _onnx_inference(model: nn.Module, images: Tensor, starting: Callable[[], None]) -> Work:
-    import onnxruntime
-
-    from mpvg.export import INPUT, write_onnx
-
-    _share_threads(torch.get_num_threads())
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    channels, height, width = images.shape[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        write_onnx(model, path, input_size=(channels, height, width), dynamic_batch=len(images) > 1)
-        starting()
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {INPUT: images.numpy()}
-    return lambda: session.run(None, feed)
-
-
 @cache
-def _share_threads(count: int) -> None:
-    """Have all sessions compute on the same threads: a session's own ones would spin while others have their turn."""
+def _share_threads() -> None:
+    """Have all sessions compute on the same threads: a session's own ones would spin while others have their turn.
+
+    This holds for the process: onnxruntime then refuses sessions with threads of their own.
+    """
     import onnxruntime
 
-    onnxruntime.set_global_thread_pool_sizes(count, 1)
+    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _replayed(work: Work) -> Work:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Collection, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 
-from mpvg.bench.heats import Heat, Measured, measure, merged
-from mpvg.bench.turns import FEWEST_ROUNDS
-from mpvg.bench.work import MODES, Contestant, Task
-from mpvg.commands.options import device, need, positive
+from mpvg.bench.entries import VARIANTS, check_entries, entries, reference
+from mpvg.bench.heats import COLUMNS, Heat, Measured, measure, merged
+from mpvg.bench.turns import FEWEST_ROUNDS, is_quiet
+from mpvg.bench.work import MODES, Task
+from mpvg.commands.options import check_writable, device, need, positive, split_schemes
 from mpvg.errors import UserError, nearest
-from mpvg.files import write_atomically
-from mpvg.scheme import SCHEMES
+from mpvg.files import as_csv, write_atomically
 from mpvg.train.build import check_build, check_name, own_size
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ _EXAMPLES = """examples:
   mpvg bench --models mpvg_vit_lite_7_4_32 --against default
   mpvg bench --self-test                           is this machine quiet enough?
 
-A round runs the model that others are measured against, then itself again, then each of the others. The ratio is the
-median over rounds, with a 95 % interval. Where the model beside itself is not 1.00, no ratio is given."""
+A round runs the model that others are measured against, the same model built a second time, and each of the others, in
+a new order. The ratio is the median over rounds, with a 95 % interval. Where the model beside itself is not 1.00, no
+ratio is given."""
 
 
 def add_parser(commands: Any) -> None:
@@ -65,6 +67,7 @@ def add_parser(commands: Any) -> None:
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="(float32)")
     add("--rounds", type=positive, default=100, metavar="N", help="at most so many a measurement (100)")
     add("--seconds", type=positive, default=60, metavar="S", help="begin no round after so many (60)")
+    add("--builds", type=positive, default=3, metavar="N", help="build the models anew so many times on the way (3)")
     add("--no-memory", action="store_true", help="leave out peak memory, measured in fresh processes")
     add("--self-test", action="store_true", help="only the models of --against, each beside itself")
     add("--threads", type=positive, metavar="N", help="of the processor (as PyTorch has it)")
@@ -81,12 +84,16 @@ def run(arguments: argparse.Namespace) -> int:
     heats = list(_heats(arguments))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    before = _read(arguments.csv) if arguments.csv else []
+    file = arguments.csv and arguments.csv.expanduser()
+    before = _read(file) if file else []
     rows: list[dict[str, Any]] = []
-    for measured in _measured(heats, arguments, Console(stderr=arguments.json)):
-        rows += measured.rows()
-        if arguments.csv:
-            write_atomically(arguments.csv, _as_csv(merged(before, rows)))
+    try:
+        for measured in _measured(heats, arguments, Console(stderr=arguments.json)):
+            rows += measured.rows()
+            if file:
+                write_atomically(file, as_csv(merged(before, rows)))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("stopped" + (f"; what was measured is in {file}." if file else ".")) from error
     if arguments.json:
         print(json.dumps(rows, indent=1))
     return 0
@@ -107,6 +114,7 @@ def _measured(heats: list[Heat], arguments: argparse.Namespace, console: Console
                 heat,
                 rounds=arguments.rounds,
                 seconds=arguments.seconds,
+                builds=arguments.builds,
                 memory=not arguments.no_memory,
                 after_round=draw,
             )
@@ -120,32 +128,36 @@ def _lines(found: Measured) -> Iterator[str]:
     """Yield what came of a heat, in words."""
     noise = "{:.3f} ({:.3f} to {:.3f})".format(*found.noise)
     yield f"{found.heat}: {found.milliseconds[0]:.1f} ms, beside itself {noise}, {found.rounds} rounds"
-    if not found.ratios and found.heat.contestants:
+    if not is_quiet(found.noise):
         yield "  too noisy to tell: nothing else should run on this machine, or take more --rounds and --seconds."
-    for index, ratio in enumerate(found.ratios, start=1):
-        own, against = found.peaks[index], found.peaks[0]
-        memory = f"   memory {own / against:.3f}" if own and against else ""
-        label = found.heat.contestants[index - 1].label
-        milliseconds = f"{found.milliseconds[index]:.1f} ms"
-        yield f"  {label:18} {milliseconds:>12}   {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}){memory}"
+    elif not found.ratios:
+        yield "  quiet enough."
+    for contestant, ratio, milliseconds, peak in zip(
+        found.heat.contestants, found.ratios, found.milliseconds[1:], found.peaks[1:], strict=False
+    ):
+        memory = f"   memory {peak / found.peaks[0]:.3f}" if peak and found.peaks[0] else ""
+        told = f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+        yield f"  {contestant.variant:18} {milliseconds:>8.1f} ms   {told}{memory}"
+    if found.problem:
+        yield f"  {found.problem}"
 
 
 def _heats(arguments: argparse.Namespace) -> Iterator[Heat]:
     """Yield what the options ask for, all checked."""
     modes = _listed("--mode", arguments.mode, MODES)
     variants = _variants(arguments)
+    batches = _batches(arguments.batch)
     _check_means(arguments, modes)
     size = (arguments.img_size, arguments.img_size) if arguments.img_size else None
+    schemes = [] if arguments.self_test else split_schemes(arguments.schemes)
     for model in map(check_name, arguments.models):
-        against = _against(model, arguments.against)
-        contestants: list[Contestant] = []
-        for scheme in [] if arguments.self_test else arguments.schemes.split(","):
-            built = {"img_size": size or own_size(model)}
-            contestants += _contestants(model, check_build(model, scheme.strip(), built), variants)
-        for mode in modes:
-            for batch in _batches(arguments.batch):
-                task = Task(mode, arguments.train, batch, size, arguments.device, arguments.precision, arguments.graphs)
-                yield Heat(task, against, tuple(contestants))
+        against = reference(model, arguments.against)
+        built = {"img_size": size or own_size(model)}
+        found = [each for scheme in schemes for each in entries(model, check_build(model, scheme, built), variants)]
+        check_entries([against, *found], size)
+        for mode, batch in product(modes, batches):
+            task = Task(mode, arguments.train, batch, size, arguments.device, arguments.precision, arguments.graphs)
+            yield Heat(task, against, tuple(found))
 
 
 def _check_means(arguments: argparse.Namespace, modes: Collection[str]) -> None:
@@ -155,8 +167,9 @@ def _check_means(arguments: argparse.Namespace, modes: Collection[str]) -> None:
         need("bench --mode onnx", ("onnx", "onnxruntime", "onnxscript"), extra="export")
         if arguments.train or on_gpu or arguments.precision != "float32":
             raise UserError("--mode onnx is inference on the processor in float32: leave onnx out of --mode.")
-    if "compile" in modes and not on_gpu and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise UserError("--mode compile needs a C++ compiler on the processor: install g++, or leave compile out.")
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if "compile" in modes and not on_gpu and not shutil.which(compiler):
+        raise UserError(f"--mode compile needs a C++ compiler: install {compiler}, or leave compile out.")
     if arguments.graphs and not on_gpu:
         raise UserError("--graphs are CUDA's: give --device cuda, or leave --graphs out.")
     if arguments.rounds < FEWEST_ROUNDS:
@@ -164,40 +177,11 @@ def _check_means(arguments: argparse.Namespace, modes: Collection[str]) -> None:
 
 
 def _variants(arguments: argparse.Namespace) -> list[str]:
-    known = ("folded", "unfolded")
     if not arguments.train:
-        return _listed("--variants", arguments.variants or ",".join(known), known)
+        return _listed("--variants", arguments.variants or ",".join(VARIANTS), VARIANTS)
     if "folded" in (arguments.variants or ""):
         raise UserError(f"--variants {arguments.variants}: a folded model is for inference, leave out --train.")
     return ["unfolded"]
-
-
-def _contestants(model: str, scheme: str, variants: Collection[str]) -> Iterator[Contestant]:
-    """Yield a model under a scheme, folded and not; where there is nothing to fold, as it is."""
-    built: Any = timm.create_model(model, scheme=scheme, device="meta")
-    foldable = any("norm_pos" in name for name, _ in built.named_parameters())
-    if foldable and "folded" in variants:
-        yield Contestant(model, scheme, folded=True)
-    if "unfolded" in variants or not foldable:
-        yield Contestant(model, scheme)
-
-
-def _against(model: str, word: str) -> Contestant:
-    """Return the model that another one is measured against."""
-    own = model.removeprefix("mpvg_")
-    if word == "timm":
-        if own not in timm.list_models():
-            raise UserError(f"--against timm: timm has no {own}. Name a scheme, as in --against default.")
-        return Contestant(own)
-    if word.partition(":")[0] in SCHEMES:
-        return Contestant(model, check_build(model, word, {"img_size": own_size(model)}))
-    name, _, scheme = word.partition(":")
-    if name.startswith("mpvg_"):
-        return Contestant(check_name(name), check_build(name, scheme or "mpvg", {"img_size": own_size(name)}))
-    if name not in timm.list_models():
-        known = [*SCHEMES, *timm.list_models()]
-        raise UserError(f"--against {word!r} is no model of timm and no scheme{nearest(word, known)}.")
-    return Contestant(name)
 
 
 def _listed(option: str, text: str, known: Collection[str]) -> list[str]:
@@ -216,21 +200,15 @@ def _batches(text: str) -> list[int]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of earlier results, none where there is no file, so that it fails now or never."""
+    """Return the rows of a file of earlier results; none where there is no such file yet."""
+    check_writable("--csv", path)
     try:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        write_atomically(path, "")
-        path.unlink()
+                rows: list[dict[str, Any]] = list(csv.DictReader(file))
+            if any(tuple(row) != COLUMNS for row in rows):
+                raise csv.Error("it holds something else")
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--csv {path} cannot be used ({error}): name another file.") from error
     return []
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[-1], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from mpvg.commands.options import device, need, part, positive, rates
+from mpvg.commands.options import device, need, part, positive, rates, split_schemes
 from mpvg.errors import RunError
 from mpvg.out import source_name
 from mpvg.train.build import check_name
@@ -86,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         img_size=arguments.img_size,
         skip_bad_images=arguments.skip_bad_images,
     )
-    schemes = re.split(r",(?!\s*\w+\s*=)", arguments.schemes)  # commas in "mpvg:last_norm=5,first_block=true" stay
+    schemes = split_schemes(arguments.schemes)
     out = arguments.out or Path("runs", f"compare-{source_name(settings.data)}-{settings.model}")
     console = Console(stderr=arguments.json)
     if not console.is_terminal:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +11,10 @@ from typing import Any, Final
 
 import timm
 
-from mpvg.commands.options import positive
+from mpvg.commands.options import check_writable, positive, split_schemes
 from mpvg.cost.count import as_row, costs
 from mpvg.errors import UserError
-from mpvg.files import write_atomically
+from mpvg.files import as_csv, write_atomically
 from mpvg.scheme import SCHEMES
 from mpvg.train.build import check_build, check_name, check_scheme
 
@@ -59,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     models = [check_name(name) for name in dict.fromkeys(arguments.models)]
     schemes = _schemes(arguments.schemes)
     file = arguments.csv.expanduser() if arguments.csv else None
-    _check_writable(file)
+    if file:
+        check_writable("--csv", file)
     models = _check_size(models, arguments.img_size)
     if arguments.schemes:
         for scheme in schemes:
@@ -78,15 +75,6 @@ def _rows(models: Sequence[str], schemes: Sequence[str], img_size: int | None, b
         counted = {one.scheme: one for one in costs([model], [*REFERENCES, *schemes], img_size=img_size)}
         references = {name: counted[name] for name in REFERENCES}
         yield from (as_row(counted[scheme], references, batch) for scheme in schemes if scheme in counted)
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Return rows, all of the same columns, as the text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _print(rows: Iterator[Row], models: Sequence[str], schemes: Sequence[str], batch: int) -> list[Row]:
@@ -109,10 +97,10 @@ def _print(rows: Iterator[Row], models: Sequence[str], schemes: Sequence[str], b
 
 
 def _schemes(text: str | None) -> list[str]:
-    """Return the schemes' canonical texts; commas in "mpvg:last_norm=5,first_block=true" stay."""
+    """Return the schemes' canonical texts."""
     if text is None:
         return list(SCHEMES)
-    return list(dict.fromkeys(check_scheme(scheme) for scheme in re.split(r",(?!\s*\w+\s*=)", text)))
+    return list(dict.fromkeys(check_scheme(scheme) for scheme in split_schemes(text)))
 
 
 def _check_size(named: Sequence[str], img_size: int | None) -> list[str]:
@@ -146,13 +134,3 @@ def _check_meaning(models: Sequence[str], scheme: str, img_size: int | None) -> 
         except ValueError as error:
             reason = reason or f"{name}: {error}"
     raise UserError(reason or "no model is left.")
-
-
-def _check_writable(file: Path | None) -> None:
-    """Refuse a file that cannot be written before anything is counted."""
-    if file is None:
-        return
-    if file.is_dir():
-        raise UserError(f"--csv {file} is a folder: name a file.")
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UserError(f"--csv {file} cannot be written, {file.parent} is no folder to write to: name another file.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -38,6 +40,21 @@ def whole(text: str) -> int:
         return 0 if text == "0" else positive(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(str(error).replace("from 1", "from 0")) from error
+
+
+def split_schemes(text: str) -> list[str]:
+    """Return the schemes of "A,B"; commas in "mpvg:last_norm=5,first_block=true" stay."""
+    return re.split(r",(?!\s*\w+\s*=)", text)
+
+
+def check_writable(option: str, file: Path) -> None:
+    """Raise UserError where a file cannot be written, before anything is computed for it."""
+    if file.is_dir():
+        raise UserError(f"{option} {file} is a folder: name a file.")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(
+            f"{option} {file} cannot be written, {file.parent} is no folder to write to: name another file."
+        )
 
 
 def rates(text: str) -> tuple[float, ...]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +16,8 @@ from mpvg.compare.inputs import one_and_the_same
 from mpvg.compare.settings import Settings
 from mpvg.data.remarks import remarks
 from mpvg.data.splits import ImageData
+from mpvg.files import as_csv
+from mpvg.machine import machine_name
 from mpvg.scheme import PositionScheme
 from mpvg.stats import paired_difference, student_interval, verdict
 
@@ -34,15 +32,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> str:
-    """Return the GPU's name, or the processor's, its cores and the threads that this process computes with."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores; threads a run: {torch.get_num_threads()}"
+    """Return the machine's name and, of a processor, the threads that this process computes with."""
+    name = machine_name(device)
+    return f"{name}; threads a run: {torch.get_num_threads()}" if device == "cpu" else name
 
 
 def describe(scheme: PositionScheme, *, first_block: bool) -> str:
@@ -237,8 +229,4 @@ def results_csv(settings: Settings, runs: Sequence[Run]) -> str:
         }
         for run in runs
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return as_csv(rows)
