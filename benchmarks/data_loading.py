@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+
+from mpvg.machine import machine_name
 
 SIZE = (500, 375)
 QUALITY = 90
@@ -76,15 +77,6 @@ def images_per_second(files: Sequence[Path], transform: Callable[[Image.Image], 
     return len(files) / (time.perf_counter() - start)
 
 
-def processor() -> str:
-    """Return the processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
@@ -99,7 +91,7 @@ def main() -> None:
         speeds = [images_per_second(files, transform) for _ in range(arguments.rounds + 1)][1:]
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "timm", "pillow"))
     size = f"{SIZE[0]}x{SIZE[1]}, {kilobytes:.0f} kB"
-    rows = [[processor(), f"{speed:.2f}", size, QUALITY, versions] for speed in speeds]
+    rows = [[machine_name("cpu"), f"{speed:.2f}", size, QUALITY, versions] for speed in speeds]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -6,14 +6,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
+import timm
+
 from mpvg.cost.hours import EFFICIENCY, IMAGENET, RECIPES, Recipe, hours, training_flops
 from tables import RESULTS, Row, number, rows, table
 
 BENCH = RESULTS / "bench"
 LOADING = "data_loading.csv"
+ATTEMPTS = RESULTS / "attempts" / "deit.csv"
 GPUS = (1, 4, 8, 16, 64)
+SPEEDS = (250, 500, 1000, 2000, 4000)
 NO_GPU = "not measured here; run `mpvg bench --train --device cuda`"
 NOTHING = "Not measured yet."
+MODES = ("eager", "eager, graphs", "compile", "compile, graphs", "onnx")
+MODELS = [f"mpvg_deit_{size}_patch16_224" for size in ("tiny", "small", "base")] + timm.list_models("mpvg_*")
 
 
 def bench_rows(folder: Path = BENCH) -> list[Row]:
@@ -22,34 +28,44 @@ def bench_rows(folder: Path = BENCH) -> list[Row]:
 
 
 def ratio(row: Row) -> str:
+    if not row["ratio"]:
+        return "too noisy to tell"
     return f"{float(row['ratio']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})"
 
 
+def what(row: Row) -> str:
+    """Return what was measured: the scheme, and whether it was folded."""
+    return f"`{row['scheme']}`" + (", folded" if row["variant"] == "folded" else "")
+
+
 def ratios(found: Iterable[Row], *, work: str) -> str:
-    """Return the ratios of one kind of work: a line for each model and batch, a column for each mode.
+    """Return the ratios of one kind of work: a table for each machine and type, with a column for each mode.
 
     Args:
         found: Rows of results/bench.
         work: "inference" or "training".
 
     Returns:
-        The table; the noise is what the same model against itself gave, the widest of the line's modes.
+        The tables; the noise is what the other model beside itself gave, the widest of the line's modes.
     """
-    of_work = [row for row in found if row["work"] == work]
-    if not of_work:
-        return NOTHING
-    modes = list(dict.fromkeys(row["mode"] for row in of_work))
+    by_machine: dict[str, list[Row]] = {}
+    for row in found:
+        if row["work"] == work:
+            by_machine.setdefault(f"{place(row)}, {row['dtype']}, {row['versions'].partition(',')[0]}", []).append(row)
+    return "\n\n".join(f"{machine}:\n\n{_by_mode(own)}" for machine, own in by_machine.items()) or NOTHING
+
+
+def _by_mode(found: Sequence[Row]) -> str:
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in found)]
     by_line: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in of_work:
-        line = (place(row), row["dtype"], row["model"], f"{row['variant']} / {row['against']}", row["batch"])
+    for row in sorted(found, key=lambda row: (MODELS.index(row["model"]), int(row["batch"]))):
+        line = (f"`{row['model']}`", f"`{row['against']}`", row["size"] or "its own", row["batch"], what(row))
         by_line.setdefault(line, {})[row["mode"]] = row
     body = [
-        [line[0], line[1], f"`{line[2]}`", *line[3:]]
-        + [ratio(by_mode[mode]) if mode in by_mode else "" for mode in modes]
-        + [noise(by_mode.values())]
+        [*line, *(ratio(by_mode[mode]) if mode in by_mode else "" for mode in modes), noise(by_mode.values())]
         for line, by_mode in by_line.items()
     ]
-    return table(["hardware", "type", "model", "time of", "batch", *modes, "noise"], body)
+    return table(["model", "beside", "pixels", "batch", "scheme", *modes, "noise"], body)
 
 
 def place(row: Row) -> str:
@@ -65,15 +81,39 @@ def noise(found: Iterable[Row]) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
+def peaks(found: Iterable[Row], *, work: str) -> str:
+    """Return the peak memory of one kind of work, where it was measured, a line for each model, batch and mode."""
+    body = [
+        [f"`{row['model']}`", what(row), row["mode"], row["batch"]]
+        + [f"{float(row[name]):,.1f}" for name in ("peak_mib", "peak_mib_against")]
+        + [f"{float(row['peak_mib']) / float(row['peak_mib_against']):.3f}"]
+        for row in found
+        if row["work"] == work and row["peak_mib"] and row["peak_mib_against"]
+    ]
+    header = ["model", "scheme", "mode", "batch", "MiB", "MiB of the other", "ratio"]
+    return table(header, body) if body else NOTHING
+
+
+def attempts(path: Path = ATTEMPTS) -> str:
+    """Return what ways to save more have brought, as benchmarks/attempts.py found."""
+    if not path.is_file():
+        return NOTHING
+    body = [
+        [f"DeiT, {row['size']}", row["batch"], row["work"], row["attempt"], ratio(row), noise([row]), row["difference"]]
+        for row in rows(path)
+    ]
+    return table(["model", "batch", "work", "way", "beside timm's", "noise", "difference"], body)
+
+
 def is_gpu(row: Row) -> bool:
     return row["device"].startswith("cuda")
 
 
 def throughputs(found: Iterable[Row]) -> dict[tuple[str, str], tuple[Row, float]]:
-    """Return the highest training throughput by model and hardware: a row, and images a second."""
+    """Return the highest training throughput under mpvg by model and hardware: a row, and images a second."""
     best: dict[tuple[str, str], tuple[Row, float]] = {}
     for row in found:
-        if row["work"] == "training":
+        if (row["work"], row["scheme"], row["size"]) == ("training", "mpvg", ""):
             speed = float(row["batch"]) / float(row["milliseconds"]) * 1e3
             key = row["model"], place(row)
             if key not in best or speed > best[key][1]:
@@ -112,8 +152,18 @@ def _hours_line(recipe: Recipe, row: Row, speed: float, loader: float | None) ->
     predicted = [number(hours(speed, gpus=gpus, epochs=recipe.epochs), ",.1f") + " h" for gpus in counts]
     if not is_gpu(row):  # one machine without GPU, which no column names
         predicted = [f"no GPU: {hours(speed, gpus=1, epochs=recipe.epochs) / 24:,.0f} days", *[""] * (len(GPUS) - 1)]
-    cores = "loader not measured" if loader is None else f"{speed / loader:,.1f}"
+    cores = "loader not measured" if loader is None else f"{speed / loader:,.2f}"
     return [f"{place(row)}, {row['dtype']}, {row['mode']}", row["batch"], f"{speed:,.1f}", *predicted, cores]
+
+
+def hours_by_speed(loader: float | None) -> str:
+    """Return the hours of 300 epochs by a GPU's training throughput, whoever measured it, and the cores to feed it."""
+    body = []
+    for speed in SPEEDS:
+        cores = "loader not measured" if loader is None else f"{speed / loader:,.1f}"
+        body.append([f"{speed:,}", *(f"{hours(speed, gpus=gpus, epochs=300):,.1f}" for gpus in GPUS), cores])
+    header = [f"{gpus} GPU{'s' * (gpus > 1)}, hours" for gpus in GPUS]
+    return table(["images/s of one GPU", *header, "cores to feed one"], body)
 
 
 def recipe_flops(counted: Sequence[Row]) -> str:

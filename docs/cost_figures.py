@@ -24,6 +24,7 @@ from tables import DOCS, Row
 IMAGES = DOCS / "images"
 BASE = {"embed_dim": 192, "img_size": 224, "depth": 12}  # DeiT-Ti's
 BATCH = 32
+DEIT_TI = "mpvg_deit_tiny_patch16_224"
 HEAD = 64  # width of a head, kept as the model grows
 STYLES = {"mpvg": (PRINT.series[1], "o", "-", 6.0), "pvg": (PRINT.series[2], "s", (0, (4, 2)), 3.5)}
 VALUES: dict[str, tuple[int, ...]] = {
@@ -39,7 +40,7 @@ LABELS = {"embed_dim": "width D", "img_size": "tokens N", "batch": "batch B", "d
 def counted(scheme: str, **sizes: int) -> Cost:
     """Return the cost of DeiT-Ti at other sizes."""
     heads = sizes["embed_dim"] // HEAD
-    return cost(timm.create_model("mpvg_deit_tiny_patch16_224", scheme=scheme, device="meta", num_heads=heads, **sizes))
+    return cost(timm.create_model(DEIT_TI, scheme=scheme, device="meta", num_heads=heads, **sizes))
 
 
 def by_law(scheme: str, *, embed_dim: float, img_size: float, depth: float, batch: float) -> float:
@@ -121,7 +122,14 @@ def chart(found: Sequence[Row]) -> Figure:
 def _name(row: Row) -> str:
     where = row["hardware"] if is_gpu(row) else "CPU"
     model = row["model"].removeprefix("mpvg_").removesuffix("_patch16_224").removesuffix("_patch4_window7_224")
-    return f"{model}, {row['variant']} / {row['against']}\n{row['mode']}, batch {row['batch']}, {where}"
+    folded = ", folded" if row["variant"] == "folded" else ""
+    return f"{model}, {row['scheme']}{folded}\n{row['mode']}, batch {row['batch']}, {where}"
+
+
+def is_shown(row: Row) -> bool:
+    """Say whether the small chart has this row: DeiT-Ti under mpvg, at the larger batch, where a ratio was told."""
+    usual = row["mode"] == "eager" or row["variant"] == "folded" or row["work"] == "training"
+    return bool(row["ratio"]) and usual and (row["model"], row["scheme"], row["batch"]) == (DEIT_TI, "mpvg", "32")
 
 
 def draw(name: str, make: Callable[[], Any]) -> None:
@@ -131,6 +139,6 @@ def draw(name: str, make: Callable[[], Any]) -> None:
 
 if __name__ == "__main__":
     draw("cost_growth", growth)
-    measured = bench_rows()
-    if measured:
-        draw("cost_chart", lambda: chart(measured))
+    shown = [row for row in bench_rows() if is_shown(row)]
+    if shown:
+        draw("cost_chart", lambda: chart(shown))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from bench_tables import bench_rows, loading, ratios, recipe_flops, recipe_hours
+from bench_tables import attempts, bench_rows, hours_by_speed, loading, peaks, ratios, recipe_flops, recipe_hours
 from mpvg.cost import Cost
 from mpvg.cost.growth import MOVED, law, traffic_share
 from mpvg.scheme import SCHEMES
@@ -151,7 +151,10 @@ TABLES: Tables = {
     "folding": by_folding,
     "bench inference": lambda: ratios(bench_rows(), work="inference"),
     "bench training": lambda: ratios(bench_rows(), work="training"),
+    "bench memory": lambda: peaks(bench_rows(), work="training"),
+    "attempts": attempts,
     "recipe flops": lambda: recipe_flops(rows(COUNTED)),
+    "hours by speed": lambda: hours_by_speed(loading()),
     "recipe hours": lambda: recipe_hours(bench_rows(), loading()),
 }
 
