@@ -22,6 +22,8 @@ _EXAMPLES = """examples:
   mpvg predict --ckpt runs/fit/best.ckpt photo.png
   mpvg export runs/fit/best.ckpt --fold           for onnxruntime
   mpvg analyze runs/fit/best.ckpt --out look      what do its position embeddings do?
+  mpvg cost                                       what do schemes cost, counted?
+  mpvg bench --mode eager,compile                 and measured, beside timm's own models?
 
 Each command has a --help of its own."""
 
