@@ -71,6 +71,19 @@ def test_forward_and_backward(family: Family, name: str, scheme: str) -> None:
 
 
 @every_model_and_scheme
+def test_tokens_lie_as_norms_read_them(family: Family, name: str, scheme: str) -> None:
+    """Left as the patches' convolution puts them out, every norm would copy them first."""
+    model = build(family, scheme, name)
+    for block in model.all_blocks():
+        for norm in (block.norm1, block.norm2):
+            norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    seen: list[bool] = []
+    model(inputs(family))
+    assert len(seen) == 2 * family.depth
+    assert all(seen)
+
+
+@every_model_and_scheme
 def test_gradient_checkpointing(family: Family, name: str, scheme: str) -> None:
     x, grads, runs = inputs(family), [], []
     for enable in (False, True):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mpvg.checkpoint import save_weights
 from mpvg.files import write_atomically
+from mpvg.models.common import plain_attention
 from mpvg.onnx_graph import join_tables
 
 INPUT, OUTPUT = "images", "logits"
@@ -49,7 +50,8 @@ def write_onnx(
 
     _check_eval(model)
     images = _example(model, input_size, dynamic_batch)
-    with torch.no_grad(), _plain_attention(model), _quiet():
+    # fused attention would become 9 nodes a block more
+    with torch.no_grad(), plain_attention(model), _quiet():
         program: Any = torch.onnx.export(
             model,
             (images,),
@@ -139,19 +141,6 @@ def _strip(proto: Any) -> None:
     graph = proto.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         del part.metadata_props[:]
-
-
-@contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
-    """Have timm's attention written as products and a softmax: 9 nodes a block fewer than its fused call becomes."""
-    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
 
 
 @contextmanager

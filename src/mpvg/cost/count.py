@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpvg.cost.formulas import channels, matrix_products
 from mpvg.cost.own_work import own_work
 from mpvg.fold import fold
+from mpvg.models.common import plain_attention
 from mpvg.scheme import SCHEMES
 
 FLOAT = 4  # bytes of float32
@@ -105,7 +105,7 @@ def cost(model: Any) -> Cost:
     Returns:
         The cost at the model's image size.
     """
-    with _unfused(model):
+    with plain_attention(model):
         once, image = _kept(model)
         folded = fold(model)
         work = own_work(model)
@@ -208,20 +208,6 @@ def _kept(model: Any) -> tuple[int, int]:
     """Return the bytes kept once a step and for each image; a single image takes shorter ways, so two and three."""
     two, three = count_kept(model, 2), count_kept(model, 3)
     return 3 * two - 2 * three, three - two
-
-
-@contextlib.contextmanager
-def _unfused(model: nn.Module) -> Iterator[None]:
-    """Switch fused attention off in one model; timm's own switch would be everybody's."""
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
-    before = [module.fused_attn for module in modules]
-    for module in modules:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module, fused in zip(modules, before, strict=True):
-            module.fused_attn = fused
 
 
 def _images(model: Any, batch: int) -> torch.Tensor:

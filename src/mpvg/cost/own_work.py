@@ -63,11 +63,6 @@ class OwnWork:
     def norm_flops(self) -> int:
         return NORM_OPERATIONS * self.norm_elements
 
-    @property
-    def once(self) -> int:
-        """FLOPs once a forward pass."""
-        return self.merging + self.norm_flops + self.averaged
-
     def norm(self, rows: int, width: int, source: object) -> None:
         """Count a norm of (rows, width) that reads `source`: kept once however often it is read, unless INITIAL."""
         self.norms += 1

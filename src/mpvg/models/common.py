@@ -1,5 +1,7 @@
 """What every family's model file needs: checks of its arguments, and its entry in timm's registry."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,6 +81,23 @@ def check_size(size: tuple[int, int], step: tuple[int, int]) -> None:
             f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {step[0]} x {step[1]}: use "
             "multiples of these for img_size."
         )
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Have one model's attention computed as products and a softmax; timm's own switch would be everybody's.
+
+    Args:
+        model: Any of timm's kind.
+    """
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 class MapEmbed(PatchEmbed):
