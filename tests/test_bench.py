@@ -177,6 +177,12 @@ def test_a_heat_gives_a_ratio_for_each_contestant(monkeypatch: pytest.MonkeyPatc
     assert scheme["peak_mib_against"] == 10
 
 
+def test_both_turns_of_the_reference_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged(monkeypatch, {"gap": 0.1, "mpvg": 0.11}, second=1.008)
+    found = measure(Heat(TASK, PLAIN, (SCHEME,)), rounds=8, seconds=9)
+    assert found.ratios[0].median == pytest.approx(1.1 / math.sqrt(1.008))
+
+
 def test_models_are_built_anew_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     seen: list[int] = []
