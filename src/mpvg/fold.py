@@ -51,6 +51,10 @@ class Folded:
             tables.append(table())
         return Positions(self.initial_position(), tables, self.last_table)
 
+    def positions_for(self, grid_size: tuple[int, int] | None = None) -> Positions:
+        """Return the stored positions for a forward pass."""
+        return self.positions(grid_size)
+
     def classify(self, x: Tensor, positions: Positions) -> Tensor:
         """Return logits (B, num_classes); features that are read as tokens keep the table, these need only its mean."""
         if self.pooled_norm is None:

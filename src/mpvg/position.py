@@ -15,6 +15,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from mpvg.blocks import norm_like
+from mpvg.remembered import forget, recall
 from mpvg.scheme import Plan, PositionScheme
 
 
@@ -29,6 +30,11 @@ class Positions(NamedTuple):
     initial: Tensor | None
     blocks: list[Tensor | None]
     last: Tensor | None
+
+
+def position_modules(receiver: Any) -> list[nn.Module | None]:
+    """Return the modules of a block, or of a model for its Last LN, that a position passes; None for one it has not."""
+    return [receiver._modules.get(name) for name in ("norm_pos", "ls_pos")]
 
 
 class Blocks(nn.ModuleList):
@@ -51,6 +57,10 @@ class Blocks(nn.ModuleList):
                 previous = block.norm_pos(source)  # type: ignore[operator]
                 delivered.append(previous)
         return delivered
+
+    def position_parts(self) -> list[Any]:
+        """Return what `deliver` computes with: for each block its source and the modules that its position passes."""
+        return [part for block in self for part in (block.reads_initial, *position_modules(block))]
 
     def run(
         self,
@@ -131,6 +141,27 @@ class Layerwise:
             assert source is not None
             last = self.norm_pos(self.to_last(source))
         return Positions(initial, blocks, last)
+
+    def positions_for(self, grid_size: tuple[int, int] | None = None) -> Positions:
+        """Return `positions(grid_size)` for a forward pass; in eval mode without gradients, computed once a size."""
+        if torch.jit.is_scripting():
+            return self.positions(grid_size)
+        else:  # which TorchScript leaves out, as it would not what follows a return
+            return recall(self, grid_size)
+
+    def position_parts(self) -> list[Any]:
+        """Return what positions depend on, beside the tensors, numbers and texts that the model itself holds.
+
+        Returns:
+            Modules with all their parts, tensors, and values to compare. A model whose positions pass through more than
+            position norms adds that, or `positions_for` would not see it change.
+        """
+        return [*self.blocks.position_parts(), *position_modules(self)]
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode, or eval mode; remembered positions are forgotten."""
+        forget(self)
+        return super().train(mode)  # type: ignore[misc]
 
     def deliver(self, initial: Tensor | None) -> list[Tensor | None]:
         """Return what each block receives; a model of several resolutions merges positions between its stages."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mpvg.blocks import Block, norm_like
 from mpvg.models.common import MapEmbed, cfg, create
 from mpvg.models.mpvg_vit import LayerwiseVisionTransformer
-from mpvg.position import Positions
+from mpvg.position import Positions, position_modules
 from mpvg.scheme import PositionScheme
 
 
@@ -204,6 +204,11 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
         delivered = self.blocks.deliver(initial, initial)
         delivered.append(None if self.lca is None else self.lca.position())
         return delivered
+
+    def position_parts(self) -> list[Any]:
+        """Return what positions depend on, LCA's table and its norm with it."""
+        lca = [] if self.lca is None else [self.lca.pos_embed, *position_modules(self.lca)]
+        return [*super().position_parts(), *lca]
 
     def summary(self, rows: Tensor) -> Tensor:
         """Return the class token (B, 1, D) of tokens (B, N, D), or the mean over them."""

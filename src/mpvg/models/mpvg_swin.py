@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mpvg.blocks import norm_like
 from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
-from mpvg.position import Blocks, Layerwise, Positions
+from mpvg.position import Blocks, Layerwise, Positions, position_modules
 from mpvg.scheme import PositionScheme, SchemeLike
 from mpvg.tables import make_sinusoid, resize_table
 
@@ -210,6 +210,13 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         rows = resize_table(table.flatten(1, 2), self.pos_kind, grid_size, self.patch_embed.grid_size, False)
         return rows.unflatten(1, grid_size)
 
+    def position_parts(self) -> list[Any]:
+        """Return what positions depend on: the grid of the table, and each stage's merging and position norms."""
+        parts = [*position_modules(self), self.patch_embed.grid_size]
+        for stage in self.layers:
+            parts += [stage.merges_initial, stage.merges_previous, stage.downsample, *stage.blocks.position_parts()]
+        return parts
+
     def deliver(self, initial: Tensor | None) -> list[Tensor | None]:
         """Return what each block receives, (1, H, W, D) at its resolution."""
         delivered: list[Tensor | None] = []
@@ -237,7 +244,7 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         """Turn images (B, C, H, W) into x_0 (B, H/4, W/4, D) and the positions of its tokens."""
         check_windows((x.shape[2], x.shape[3]), self.patch_embed.patch_size, self.windows)
         x = self.patch_embed(x)
-        positions = self.positions((x.shape[1], x.shape[2])) if self.dynamic_img_size else self.positions()
+        positions = self.positions_for((x.shape[1], x.shape[2]) if self.dynamic_img_size else None)
         initial = positions.initial
         if self.joins_input and initial is not None:
             x = x + initial

@@ -127,17 +127,21 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             return self.pos_embed
         return resize_table(self.pos_embed, self.pos_kind, grid_size, self.patch_embed.grid_size, self.has_class_row)
 
+    def position_parts(self) -> list[Any]:
+        """Return what positions depend on, the grid of the table with it."""
+        return [*super().position_parts(), self.patch_embed.grid_size]
+
     def embed(self, x: Tensor) -> tuple[Tensor, Positions, tuple[int, int]]:
         """Turn images (B, C, H, W) into x_0 (B, N, D), the positions of its N tokens and their grid."""
         check_size((x.shape[2], x.shape[3]), self.size_step())
         x = self.patch_embed(x)
         if self.dynamic_img_size:
             grid_size = (x.shape[1], x.shape[2])
-            positions = self.positions(grid_size)
+            positions = self.positions_for(grid_size)
             x = x.flatten(1, 2)
         else:
             grid_size = self.patch_embed.grid_size
-            positions = self.positions()
+            positions = self.positions_for()
         if self.reg_token is not None:
             x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.cls_token is not None:
