@@ -138,6 +138,13 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--seeds", "0"], "--seeds: '0' is not a whole number from 1"),
         (["--epochs", "x"], "--epochs: 'x'"),
+        (["--layer-decay", "1.5"], "layer_decay 1.5: name a number above 0 and up to 1"),
+        (["--layer-decay", "slow"], "--layer-decay: invalid float value: 'slow'"),
+        (["--trains", "heads"], "'heads' is unknown .did you mean 'head'"),
+        (
+            ["--trains", "positions", "--schemes", "mpvg,gap", "--model", "mpvg_t2t_vit_7", "--img-size", "32"],
+            "scheme 'gap' leaves this model none to train.*such as 'mpvg', or train 'head' or 'all'",
+        ),
         (["--lr", "-1"], "--lr: '-1' is not a number above 0"),
         (["--lr", "0.1,nan"], "--lr: 'nan' is not a number above 0"),
         (["--val-fraction", "1"], "--val-fraction: '1' is not a part between 0 and 1"),

@@ -25,6 +25,7 @@ from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.data.sources import load_data
 from mpvg.train.module import ImageClassification
+from mpvg.train.recipe import Recipe
 from test_data import save, tree
 
 
@@ -74,11 +75,16 @@ def test_fit_test_and_load(dataset: str, tmp_path: Path, capsys: pytest.CaptureF
     assert np.mean(right) == pytest.approx(outcome.accuracy)
 
 
-def test_fit_is_the_training_of_compare(dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed", [{}, {"layer_decay": 0.5}, {"layer_decay": 0.5, "trains": "positions"}, {"trains": "head"}], ids=str
+)
+def test_fit_is_the_training_of_compare(changed: dict[str, Any], dataset: str, tmp_path: Path) -> None:
     """Same seed, same data, same recipe: the same weights, bit for bit."""
     out = tmp_path / "out"
-    assert fit(dataset, out, "--seed_everything", "3", "--model.scheme", "lape", "--model.recipe.lr", "0.01") == 0
-    settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=2, batch_size=8, lrs=(0.01,))
+    words = [f"--model.recipe.{option}={value}" for option, value in {"lr": 0.01, **changed}.items()]
+    assert fit(dataset, out, "--seed_everything", "3", "--model.scheme", "lape", *words) == 0
+    recipe = Recipe(**changed)
+    settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=2, batch_size=8, lrs=(0.01,), recipe=recipe)
     job = Job("lape", 3, 0.01)
     trained = training.train(settings, job, load_data(dataset), lambda done, loss: None)
     _, ours = load_model(out / "last.ckpt")
@@ -97,6 +103,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_place(
         "0.3",
         "--model.arguments.proj_drop_rate",
         "0.1",
+        "--model.recipe.layer_decay",
+        "0.75",
     ]
     assert fit(dataset, tmp_path / "whole", *options) == 0
     with next(tmp_path.glob("whole/csv/*/metrics.csv")).open(newline="") as file:
@@ -185,6 +193,15 @@ def test_options_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
         ({"model": {"recipe": {"shift": -1}}}, "shift -1"),
         ({"model": {"recipe": {"label_smoothing": 5}}}, "label_smoothing 5"),
         ({"model": {"recipe": {"weight_decay": -1}}}, "weight_decay -1"),
+        ({"model": {"recipe": {"layer_decay": 0}}}, "layer_decay 0.*above 0 and up to 1"),
+        (
+            {"model": {"recipe": {"trains": "position"}}},
+            "'position' is unknown .did you mean 'positions'.*all, positions, head",
+        ),
+        (
+            {"model": {"arguments": {"pos_embed": "sincos2d"}, "scheme": "gap", "recipe": {"trains": "positions"}}},
+            "scheme 'gap' leaves this model none to train. Take a learned table or a scheme",
+        ),
         ({"data": {"batch_size": 0}}, "batch_size 0"),
         ({"data": {"val_fraction": 2}}, "val_fraction 2"),
         ({"data": {"val_fraction": 0.999}}, "takes 1436 of 1437 training images"),

@@ -13,7 +13,7 @@ from mpvg.commands.options import device, need, part, positive, rates, split_sch
 from mpvg.errors import RunError
 from mpvg.out import source_name
 from mpvg.train.build import check_name
-from mpvg.train.recipe import default_lr
+from mpvg.train.recipe import Recipe, default_lr
 
 DEFAULT_SCHEMES = "default,gap,lape,lape_gap,pvg,mpvg"
 _ON_A_GPU = 4  # workers that share it
@@ -22,7 +22,8 @@ _EXAMPLES = """examples:
   mpvg compare
   mpvg compare --data my_images/ --img-size 32 --schemes default,mpvg --seeds 5 --epochs 30
   mpvg compare --data pathmnist.npz --lr 0.001,0.002,0.004 --dry-run
-  mpvg compare --data FashionMNIST:/datasets --schemes 'mpvg,mpvg:last_norm=3,mpvg:hierarchical=false'"""
+  mpvg compare --data FashionMNIST:/datasets --schemes 'mpvg,mpvg:last_norm=3,mpvg:hierarchical=false'
+  mpvg compare --schemes gap,lape_gap,mpvg --trains positions"""
 
 
 def add_parser(commands: Any) -> None:
@@ -53,6 +54,13 @@ def add_parser(commands: Any) -> None:
         help="peak learning rate of AdamW; of several, each scheme takes the best on the validation split "
         "(0.192 / the model's width, which is 0.004 for mpvg_vit_nano)",
     )
+    add("--layer-decay", type=float, metavar="F", help="each block's rate is F times the next one's, 0.75 say (none)")
+    add(
+        "--trains",
+        default="all",
+        metavar="PART",
+        help="all; positions, with the classifier; or head, the classifier alone: the rest is frozen (all)",
+    )
     add("--val-fraction", type=part, default=0.2, metavar="P", help="part of train to validate on without a val (0.2)")
     add(
         "--img-size", type=positive, metavar="PIXELS", help="resize to this side (none, but mixed sizes to the model's)"
@@ -81,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lrs=arguments.lr or (default_lr(arguments.model),),
+        recipe=Recipe(layer_decay=arguments.layer_decay, trains=arguments.trains),
         val_fraction=arguments.val_fraction,
         img_size=arguments.img_size,
         skip_bad_images=arguments.skip_bad_images,
@@ -120,6 +129,8 @@ def _command(arguments: argparse.Namespace, settings: Any) -> str:
         "--epochs": settings.epochs,
         "--batch-size": settings.batch_size,
         "--lr": ",".join(f"{lr:g}" for lr in settings.lrs),
+        "--layer-decay": settings.recipe.layer_decay,
+        "--trains": None if settings.recipe.trains == "all" else settings.recipe.trains,
         "--val-fraction": settings.val_fraction,
         "--img-size": settings.img_size,
     }

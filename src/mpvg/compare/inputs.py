@@ -37,7 +37,8 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, s
     if data.val is None:
         held_out(data, settings.val_fraction)
     arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    return {name: check_build(settings.model, name, arguments) for name in names}, data
+    trains = settings.recipe.trains
+    return {name: check_build(settings.model, name, arguments, trains=trains) for name in names}, data
 
 
 def one_and_the_same(model: str, built: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,7 @@ from mpvg.compare.training import Schedule, build_model, evaluate
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.remarks import remarks
 from mpvg.data.sources import ImageData, split_validation
-from mpvg.train.recipe import Recipe, build_optimizer, take_step
+from mpvg.train.recipe import build_optimizer, take_step
 
 _REPETITIONS = 5
 
@@ -99,7 +100,7 @@ def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str)
     train, val = split_validation(data, fraction=settings.val_fraction, seed=0)
     preprocessing = Preprocessing.of(train)
     schedule = Schedule.of(settings, len(train))
-    recipe = Recipe(lr=1e-6)
+    recipe = replace(settings.recipe, lr=1e-6)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:

@@ -20,6 +20,7 @@ from mpvg.files import as_csv
 from mpvg.machine import machine_name
 from mpvg.scheme import PositionScheme
 from mpvg.stats import paired_difference, student_interval, verdict
+from mpvg.train.recipe import Recipe
 
 CONVERGED_BELOW = 0.005  # rise of the validation accuracy over the last fifth of the steps
 
@@ -169,6 +170,20 @@ def summarise(
     }
 
 
+def _fine_tuning(recipe: Recipe) -> list[str]:
+    """Say what a recipe froze, and what it slowed down."""
+    notes = {
+        "all": [],
+        "positions": ["Only positions and the classifier were trained: all else stayed as it was at the start."],
+        "head": ["Only the classifier was trained: all else stayed as it was at the start."],
+    }[recipe.trains]
+    if recipe.layer_decay is not None:
+        notes.append(
+            f"Learning rates fall towards the input: each block's is {recipe.layer_decay:g} times the next one's."
+        )
+    return notes
+
+
 def _counts(data: ImageData) -> list[int]:
     return numpy.bincount(data.test.labels, minlength=len(data.classes)).tolist()
 
@@ -195,6 +210,7 @@ def _notes(
             "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
             "Intervals are not adjusted for several comparisons.",
         ]
+    notes += _fine_tuning(settings.recipe)
     part = f"{100 * settings.val_fraction:g} % of train, drawn by seed"
     source = part if data.val is None else "the source's own"
     notes.append(f"Validation split: {runs[0]['val_images']} images, {source}.")

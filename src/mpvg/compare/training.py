@@ -24,6 +24,7 @@ from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, absolute_source, split_validation
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
+from mpvg.train.freezing import freeze
 from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, take_step
 
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
@@ -69,9 +70,11 @@ class Trained(NamedTuple):
 
 
 def build_model(settings: Settings, scheme: str, data: ImageData) -> Any:
-    """Create the model for the data's size, channels and classes."""
+    """Create the model for the data's size, channels and classes, and freeze what is not trained."""
     arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    return timm.create_model(settings.model, scheme=scheme, **arguments)
+    model = timm.create_model(settings.model, scheme=scheme, **arguments)
+    freeze(model, settings.recipe.trains)
+    return model
 
 
 def train_and_test(

@@ -22,6 +22,7 @@ from mpvg.report.wording import (
     points,
     scaled,
     several_seeds,
+    shown_settings,
     without_position,
 )
 
@@ -47,6 +48,7 @@ def write_compare_report(summary: Mapping[str, Any], path: Path) -> None:
         summary=summary,
         headline=headline(summary),
         lead=lead(summary),
+        settings=shown_settings(summary["settings"]),
         several_seeds=several_seeds(schemes),
         unsettled=listed([scheme["scheme"] for scheme in schemes if not scheme["converged"]]),
         unsettled_count=sum(not scheme["converged"] for scheme in schemes),

@@ -8,6 +8,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 _NO_DIFFERENCE = "no difference shown"
 _MINUS = "\N{MINUS SIGN}"
+_NO_FINE_TUNING = {"layer_decay": None, "trains": "all"}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -51,6 +52,11 @@ def lead(summary: Mapping[str, Any]) -> str:
         f"The model {summary['model']} was trained {what} on {data['train']:,} images of {data['name']} ({count}) "
         f"and scored on {data['test']:,} test images kept apart."
     )
+
+
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings of fine-tuning where there was none."""
+    return {name: value for name, value in settings.items() if (name, value) not in _NO_FINE_TUNING.items()}
 
 
 def several_seeds(schemes: Sequence[Mapping[str, Any]]) -> bool:

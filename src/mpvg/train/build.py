@@ -9,6 +9,7 @@ import timm
 
 from mpvg.errors import UserError, nearest
 from mpvg.scheme import PositionScheme
+from mpvg.train.freezing import freeze
 
 MOST_TOKENS = 4096  # that attend to each other: the work is quadratic in them
 
@@ -70,19 +71,20 @@ def model_arguments(size: tuple[int, int], channels: int, classes: int) -> dict[
     return {"img_size": size, "in_chans": channels, "num_classes": classes}
 
 
-def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> str:
-    """Check that a model can be built with these arguments and under this scheme.
+def check_build(model: str, scheme: str, arguments: Mapping[str, Any], *, trains: str = "all") -> str:
+    """Check that a model can be built with these arguments and under this scheme, and trained.
 
     Args:
         model: Registered name.
         scheme: Position scheme.
         arguments: Of `timm.create_model`, those of the images among them.
+        trains: What of it is to be trained, as a recipe says.
 
     Returns:
         Canonical text of the scheme that it means in this model's family.
 
     Raises:
-        UserError: There is no such model, with the remedy.
+        UserError: There is no such model, or nothing of it to train, with the remedy.
     """
     (height, width), own = arguments["img_size"], own_size(model)
     try:
@@ -102,4 +104,5 @@ def check_build(model: str, scheme: str, arguments: Mapping[str, Any]) -> str:
             f"images of {height} x {width} pixels are {tokens:,} patches for {model}, more than {MOST_TOKENS:,}: "
             f"resize them with --img-size {own[0]}, say, or take a model of larger patches."
         )
+    freeze(built, trains)
     return str(built.scheme)

@@ -17,6 +17,7 @@ from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError
 from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
 from mpvg.train.data import Batch, ImageDataModule
+from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.recipe import Recipe, build_optimizer, build_schedule, check_loss, default_lr, training_step
 
 
@@ -61,7 +62,7 @@ class ImageClassification(lightning.LightningModule):
         images = data.load(own_size(self.name), seed=seed, shift=self.recipe.shift)
         of_images = model_arguments(images.image_size, images.channels, len(images.classes))
         arguments = {**self.arguments, **of_images}
-        check_build(self.name, self.scheme, arguments)
+        check_build(self.name, self.scheme, arguments, trains=self.recipe.trains)
         card = Card(
             model=self.name,
             scheme=self.scheme,
@@ -73,6 +74,7 @@ class ImageClassification(lightning.LightningModule):
         self.seed = seed
         torch.manual_seed(seed)
         self._take(card, card.build())
+        freeze(self.model, self.recipe.trains)
 
     def take(self, card: Card, model: torch.nn.Module, data: ImageDataModule) -> None:
         """Take a checkpoint's model, to be tested on images.
@@ -119,6 +121,7 @@ class ImageClassification(lightning.LightningModule):
         # drop path and dropout depend on the step alone: a run that was interrupted goes on as it would have
         stream = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(stream.generate_state(1)[0]))
+        set_training_mode(self.model, self.recipe.trains)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -127,7 +130,7 @@ class ImageClassification(lightning.LightningModule):
         check_loss(loss.item(), what=what, epoch=self.current_epoch + 1, step=self.global_step + 1, lr=self.lr)
         self.log("train/loss", loss)
         optimizer: Any = self.optimizers()
-        self.log("lr", optimizer.param_groups[0]["lr"])
+        self.log("lr", max(group["lr"] for group in optimizer.param_groups))  # the classifier's, with layer decay
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mpvg.errors import NonFiniteLossError, UserError, nearest
+from mpvg.train.freezing import TRAINS, set_training_mode
 
 _RATE_TIMES_WIDTH = 0.192
 
@@ -29,6 +30,9 @@ class Recipe:
         warmup: Part of the steps with a linear warm-up; cosine to zero follows.
         label_smoothing: Of the cross-entropy.
         shift: Largest random shift of a training image, as a part of its side, in whole pixels (none below 10).
+        layer_decay: Each block's learning rate, as a part of the next one's; None for one rate.
+        trains: "all"; "positions" for the classifier and all of positions; "head" for the classifier alone. The rest is
+            frozen, and runs without dropout and drop path.
     """
 
     lr: float | None = None
@@ -37,6 +41,8 @@ class Recipe:
     warmup: float = 0.1
     label_smoothing: float = 0.1
     shift: float = 0.1
+    layer_decay: float | None = None
+    trains: str = "all"
 
     def __post_init__(self) -> None:
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -46,6 +52,12 @@ class Recipe:
         for name in ("warmup", "label_smoothing", "shift"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}: name a part from 0 to below 1.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay {self.layer_decay}: name a number above 0 and up to 1.")
+        if self.trains not in TRAINS:
+            raise UserError(
+                f"trains {self.trains!r} is unknown{nearest(self.trains, TRAINS)}: name one of {', '.join(TRAINS)}."
+            )
         known = list_optimizers()
         if self.opt not in known:
             raise UserError(f"opt {self.opt!r} is unknown{nearest(self.opt, known)}: name one of timm's optimisers.")
@@ -67,7 +79,7 @@ def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) ->
     """Return the loss that a training step descends.
 
     Args:
-        model: In training mode.
+        model: In the mode of training.
         images: Normalised images (B, C, H, W).
         labels: Classes (B,).
         recipe: For its label smoothing.
@@ -82,16 +94,17 @@ def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labe
     """Take one step down the loss; Lightning does the same around `training_step`.
 
     Args:
-        model: The model, put into training mode.
-        optimizer: Of its parameters.
+        model: The model, put into the mode of training.
+        optimizer: Of its parameters that are trained.
         images: Normalised images (B, C, H, W).
         labels: Classes (B,).
-        recipe: For the loss.
+        recipe: For the loss and what is trained.
 
     Returns:
         The loss before the step.
     """
-    loss = training_step(model.train(), images, labels, recipe)
+    set_training_mode(model, recipe.trains)
+    loss = training_step(model, images, labels, recipe)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -99,18 +112,25 @@ def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labe
 
 
 def build_optimizer(model: Any, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
-    """Create the optimiser, with the weight decay that timm's rules and the model's own give each parameter.
+    """Create the optimiser, with the decays that timm's rules and the model's own give each parameter.
 
     Args:
-        model: The model.
-        recipe: For optimiser, learning rate and weight decay.
+        model: The model, of which the frozen parameters are left out.
+        recipe: For optimiser, learning rate, and the decay of weights and of rates with depth.
         fused: Take PyTorch's fused kernels where the optimiser has them.
 
     Returns:
         The optimiser.
     """
     options = {"fused": True} if fused and recipe.opt in ("adam", "adamw") else {}
-    return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **options)
+    return create_optimizer_v2(
+        model,
+        opt=recipe.opt,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        **options,
+    )
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> CosineLRScheduler:
