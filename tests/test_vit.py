@@ -184,8 +184,6 @@ def test_no_positions() -> None:
         ({"scheme": "lape", "global_pool": "avg"}, r"global_pool='avg' contradicts scheme 'lape'"),
         ({"scheme": "mpvg", "global_pool": "max"}, r"global_pool='max' contradicts scheme 'mpvg'"),
         ({"scheme": "mpvg", "pool_include_prefix": True}, r"pool_include_prefix=True"),
-        ({"scheme": "mpvg", "fc_norm": True}, r"last_norm=0.*fc_norm"),
-        ({"scheme": "mpvg", "final_norm": False}, r"last_norm=0.*final_norm"),
         ({"scheme": "mpvg", "pos_embed": "none"}, r"pos_embed='none' with scheme 'mpvg'"),
         ({"scheme": "gap", "pos_embed": "none"}, r"pos_embed='none' with scheme 'gap'"),
         ({"scheme": "gap:join_input=false"}, r"nothing would read the table"),

@@ -8,10 +8,13 @@ Sources: LaPE (delivery through an independent LayerNorm); MPVG, figure 3.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from timm.layers import LayerScale
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
+
+from mpvg.scheme import Source
 
 
 def norm_like(norm: Any) -> nn.Module:
@@ -21,25 +24,46 @@ def norm_like(norm: Any) -> nn.Module:
     return fresh.requires_grad_(True)
 
 
+def receive(block: Any, source: Source | None, *, gated: bool = False) -> None:
+    """Have a block receive a position, and make the norm that it passes through.
+
+    Args:
+        block: A block with `norm1`; changed in place. It gets `norm_pos` (LN', None where it receives nothing),
+            `reads_initial` (whether LN' reads pos_0 and not the position before it) and `ls_pos`.
+        source: What LN' reads; None for no position.
+        gated: Whether `ls_pos` scales what LN' puts out, from zero on, on its way to this block's attention only: the
+            block then computes what it did without, and the next block's LN' reads a position that is not zero.
+    """
+    block.norm_pos = norm_like(block.norm1) if source else None
+    block.reads_initial = source == "initial"
+    block.ls_pos = nn.Identity()
+    if source and gated:
+        weight = block.norm1.weight
+        block.ls_pos = LayerScale(weight.shape[0], init_values=0.0, device=weight.device, dtype=weight.dtype)
+
+
 class Block(nn.Module):
     """A timm block, keys and all, that adds the position delivered to it to the input of its attention.
 
     Args:
-        block: The timm block whose parts it takes over.
-        norm_pos: LN', the norm through which this block's position passes; None where it receives none.
-        reads_initial: Whether LN' reads pos_0 and not the position before it.
+        block: The timm block whose parts it takes over. What it receives is for `receive` to say.
 
     Raises:
         ValueError: The block computes something else than timm's Block.
     """
 
-    def __init__(self, block: TimmBlock, norm_pos: nn.Module | None, reads_initial: bool = False) -> None:
+    if TYPE_CHECKING:
+        norm_pos: nn.Module | None
+        reads_initial: bool
+        ls_pos: nn.Module
+
+    def __init__(self, block: TimmBlock) -> None:
         super().__init__()
         if type(block).forward is not TimmBlock.forward:
             raise ValueError(
                 f"blocks of {type(block).__name__} have another shape: use timm's Block (the default block_fn)."
             )
-        self.norm_pos, self.reads_initial = norm_pos, reads_initial
+        receive(self, None)
         self.norm1, self.attn, self.ls1, self.drop_path1 = block.norm1, block.attn, block.ls1, block.drop_path1
         self.norm2, self.mlp, self.ls2, self.drop_path2 = block.norm2, block.mlp, block.ls2, block.drop_path2
 

@@ -130,6 +130,8 @@ def fold(model: Model, img_size: Any = None) -> Model:
     for module in folded.modules():
         if getattr(module, "norm_pos", None) is not None:
             module.norm_pos = None
+        if hasattr(module, "ls_pos"):
+            module.ls_pos = nn.Identity()
     folded.tables = nn.ModuleList(Table(table) for table in positions.blocks)
     folded.register_buffer("last_table", positions.last)
     folded.pooled_norm = pooled_norm

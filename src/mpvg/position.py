@@ -38,7 +38,7 @@ def position_modules(receiver: Any) -> list[nn.Module | None]:
 
 
 class Blocks(nn.ModuleList):
-    """Blocks of one resolution, each with `norm_pos`, `reads_initial` and `forward(x, pos, attn_mask, grid_size)`."""
+    """Blocks of one resolution, each made to `receive` and with `forward(x, pos, attn_mask, grid_size)`."""
 
     def deliver(self, initial: Tensor | None, previous: Tensor | None) -> list[Tensor | None]:
         """Return d_l for each block, None where it receives nothing.
@@ -61,6 +61,14 @@ class Blocks(nn.ModuleList):
     def position_parts(self) -> list[Any]:
         """Return what `deliver` computes with: for each block its source and the modules that its position passes."""
         return [part for block in self for part in (block.reads_initial, *position_modules(block))]
+
+    def scale(self, delivered: list[Tensor | None]) -> list[Tensor | None]:
+        """Return what the blocks' attention gets of d_l: all of it, unless a block has a gate."""
+        scaled: list[Tensor | None] = []
+        for i, block in enumerate(self):
+            position = delivered[i]
+            scaled.append(None if position is None else block.ls_pos(position))  # type: ignore[operator]
+        return scaled
 
     def run(
         self,
@@ -111,18 +119,21 @@ class Layerwise:
         def modules(self) -> Iterator[nn.Module]: ...
         def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
 
-    def follow(self, scheme: PositionScheme, plan: Plan) -> None:
+    def follow(self, scheme: PositionScheme, plan: Plan, last_norm: nn.Module, *, pools_first: bool = False) -> None:
         """Take over a scheme and its plan, and make the Last LN's LN'.
 
         Args:
             scheme: The scheme, to be told and saved.
             plan: The scheme for this model's depth.
+            last_norm: The Last LN.
+            pools_first: Whether it comes after pooling, and its position with it.
         """
         # TorchScript does not read a NamedTuple's fields: what it needs of them is a plain attribute
         self.scheme, self.plan = scheme, plan
         self.joins_input = plan.join_input
         self.last_source: Any = plan.last
-        self.norm_pos = None if plan.last is None else norm_like(self.norm)
+        self.norm_pos = None if plan.last is None else norm_like(last_norm)
+        self.pools_first = pools_first
 
     def positions(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return every position of the model; no image is needed.
@@ -134,13 +145,13 @@ class Layerwise:
             pos_0, what each block receives and what joins the Last LN, each (1, N, D) (Swin: (1, H, W, D)).
         """
         initial = self.initial_position(grid_size)
-        blocks = self.deliver(initial)
+        delivered = self.deliver(initial)
         last: Tensor | None = None
         if self.norm_pos is not None:
-            source = initial if self.last_source == 0 else blocks[self.last_source]
+            source = initial if self.last_source == 0 else delivered[self.last_source]
             assert source is not None
             last = self.norm_pos(self.to_last(source))
-        return Positions(initial, blocks, last)
+        return Positions(initial, self.scale(delivered), last)
 
     def positions_for(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return `positions(grid_size)` for a forward pass; in eval mode without gradients, computed once a size."""
@@ -167,6 +178,10 @@ class Layerwise:
         """Return what each block receives; a model of several resolutions merges positions between its stages."""
         return self.blocks.deliver(initial, initial)
 
+    def scale(self, delivered: list[Tensor | None]) -> list[Tensor | None]:
+        """Return what each block's attention gets of the position delivered to it."""
+        return self.blocks.scale(delivered)
+
     def to_last(self, source: Tensor) -> Tensor:
         """Return the position s that the Last LN's LN' reads, at the resolution of the last block."""
         return source
@@ -176,9 +191,9 @@ class Layerwise:
         return [block for part in self.modules() if isinstance(part, Blocks) for block in part]
 
     def last_norm(self, x: Tensor, positions: Positions) -> Tensor:
-        """Return y = LN(x_L) [+ LN'(s)] for the tokens that leave the last block."""
+        """Return y = LN(x_L) [+ LN'(s)] for the tokens that leave the last block; after pooling, both come there."""
         y, last = self.norm(x), positions.last
-        return y if last is None else y + last
+        return y if last is None or self.pools_first else y + last
 
     def classify(self, x: Tensor, positions: Positions) -> Tensor:
         """Return logits (B, num_classes) for the tokens that leave the last block."""

@@ -17,7 +17,7 @@ from timm.layers import Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mpvg.blocks import Block, norm_like
+from mpvg.blocks import Block, receive
 from mpvg.models.common import MapEmbed, cfg, create
 from mpvg.models.mpvg_vit import LayerwiseVisionTransformer
 from mpvg.position import Positions, position_modules
@@ -117,24 +117,37 @@ class LayerAttention(Block):
     Args:
         block: A timm block of the model, for the shape of the parts.
         layers: Number of layers L.
-        joins: Whether the table is added to the tokens.
-        layerwise: Whether LN'(table) is added to the input of the attention.
 
     Source:
         CeiT, section 3.3. Assumption: under layer-wise schemes LCA has a LN' for its table; MPVG's counts ask for one.
     """
 
-    def __init__(self, block: Any, layers: int, *, joins: bool, layerwise: bool) -> None:
+    def __init__(self, block: Any, layers: int) -> None:
         plain = copy.deepcopy(block)
         weight = block.mlp.conv1.weight
         plain.mlp = Mlp(
             weight.shape[1], weight.shape[0], act_layer=type(block.mlp.act), device=weight.device, dtype=weight.dtype
         )
         plain.drop_path1 = plain.drop_path2 = nn.Identity()
-        super().__init__(plain, norm_like(block.norm1) if layerwise else None, reads_initial=True)
-        table = weight.new_zeros(1, layers, weight.shape[1])
-        self.pos_embed = nn.Parameter(table) if joins or layerwise else None
+        super().__init__(plain)
+        self.layers = layers
+        self.pos_embed: nn.Parameter | None = None
+
+    def follow(self, *, joins: bool, layerwise: bool, gated: bool) -> None:
+        """Take over what the model's scheme says of LCA.
+
+        Args:
+            joins: Whether the table is added to the tokens.
+            layerwise: Whether LN'(table) is added to the input of the attention.
+            gated: Whether that starts behind a gate that is shut.
+        """
+        receive(self, "initial" if layerwise else None, gated=gated)
         self.joins = joins
+        if not joins and not layerwise:
+            self.pos_embed = None
+        elif self.pos_embed is None:
+            weight = self.norm1.weight
+            self.pos_embed = nn.Parameter(weight.new_zeros(1, self.layers, len(weight)))
 
     def init_weights(self) -> None:
         """Start from a table of zeros."""
@@ -188,16 +201,18 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
     if TYPE_CHECKING:
         lca: LayerAttention | None
 
-    def _make_layerwise(self, scheme: PositionScheme, pos_embed: str) -> None:
+    def make_layerwise(self, scheme: PositionScheme, pos_embed: str, *, gated: bool = False) -> None:
+        """Turn a timm instance into ours, LCA with it; arguments are those of the parent."""
         dropped = getattr(self.patch_drop, "prob", 0.0)
         if self.num_reg_tokens or dropped:
             raise ValueError(
                 f"reg_tokens={self.num_reg_tokens}, patch_drop_rate={dropped}: CeiT needs the whole grid of patches "
                 "and nothing beside it, leave them out."
             )
-        block = self.blocks[-1]
-        super()._make_layerwise(scheme, pos_embed)
-        self.lca = LayerAttention(block, len(self.blocks), joins=self.joins_input, layerwise=any(self.plan.blocks))
+        lca = getattr(self, "lca", None) or LayerAttention(self.blocks[-1], len(self.blocks))
+        super().make_layerwise(scheme, pos_embed, gated=gated)
+        lca.follow(joins=self.joins_input, layerwise=any(self.plan.blocks), gated=gated)
+        self.lca = lca
 
     def deliver(self, initial: Tensor | None) -> list[Tensor | None]:
         """Return what each block and, last, LCA receives."""
@@ -209,6 +224,12 @@ class LayerwiseCeiT(LayerwiseVisionTransformer):
         """Return what positions depend on, LCA's table and its norm with it."""
         lca = [] if self.lca is None else [self.lca.pos_embed, *position_modules(self.lca)]
         return [*super().position_parts(), *lca]
+
+    def scale(self, delivered: list[Tensor | None]) -> list[Tensor | None]:
+        """Return what the attention of each block and, last, of LCA gets of the position delivered to it."""
+        scaled, of_lca = self.blocks.scale(delivered), delivered[-1]
+        scaled.append(None if self.lca is None or of_lca is None else self.lca.ls_pos(of_lca))
+        return scaled
 
     def summary(self, rows: Tensor) -> Tensor:
         """Return the class token (B, 1, D) of tokens (B, N, D), or the mean over them."""

@@ -21,7 +21,7 @@ from timm.models._features import feature_take_indices
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 
-from mpvg.blocks import norm_like
+from mpvg.blocks import receive
 from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
 from mpvg.position import Blocks, Layerwise, Positions, position_modules
 from mpvg.scheme import PositionScheme, SchemeLike
@@ -143,32 +143,31 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
             weight_init="skip",
             **timm_args,
         )
-        self._make_layerwise(scheme, pos_embed)
+        self.pos_embed = None if pos_embed == "none" else self.empty_table(is_learned=pos_embed == "learn")
+        self.make_layerwise(scheme, pos_embed)
         self.dynamic_img_size = dynamic_img_size
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
-    def _make_layerwise(self, scheme: PositionScheme, pos_embed: str) -> None:
-        """Turn a timm instance into ours: timm has no hook for its blocks, so stages and blocks change class."""
+    def make_layerwise(self, scheme: PositionScheme, pos_embed: str, *, gated: bool = False) -> None:
+        """Turn a timm instance into ours: timm has no hook for its blocks, so stages and blocks change class.
+
+        Args:
+            scheme: The scheme.
+            pos_embed: Kind of table.
+            gated: Whether each block's position starts behind a gate that is shut.
+        """
         plan = scheme.plan(sum(stage.depth for stage in self.layers), first_block=True)
-        width = self.layers[0].dim
-        check_table(scheme, plan, pos_embed, width)
-        self.follow(scheme, plan)
+        check_table(scheme, plan, pos_embed, self.layers[0].dim)
+        self.follow(scheme, plan, self.norm)
         self.pos_kind = pos_embed
-        like: Any = self.norm.weight
-        self.pos_embed = None
-        if pos_embed != "none":
-            self.pos_embed = nn.Parameter(like.new_zeros(1, *self.patch_embed.grid_size, width))
-            self.pos_embed.requires_grad_(pos_embed == "learn")
         sources = iter(plan.blocks)
         for stage in self.layers:
             stage.__class__ = LayerwiseSwinStage
             for block in stage.blocks:
-                source = next(sources)
                 block.__class__ = LayerwiseSwinBlock
-                block.norm_pos = norm_like(block.norm1) if source else None
-                block.reads_initial = source == "initial"
+                receive(block, next(sources), gated=gated)
             stage.blocks = Blocks(stage.blocks)
         self.layers = nn.ModuleList(self.layers)
         self._take_windows()
@@ -176,6 +175,12 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         for stage in self.layers:  # what no later block reads need not be merged
             to_come, first = plan.blocks[first:], first + stage.depth
             stage.merges_initial, stage.merges_previous = "initial" in to_come, "previous" in to_come
+
+    def empty_table(self, *, is_learned: bool = True) -> nn.Parameter:
+        """Return a table (1, H, W, D) of zeros; timm's Swin has none."""
+        like: Any = self.norm.weight
+        zeros = like.new_zeros(1, *self.patch_embed.grid_size, self.layers[0].dim)
+        return nn.Parameter(zeros, requires_grad=is_learned)
 
     def size_step(self) -> tuple[int, int]:
         """Return the pixels (H, W) whose multiples are image sizes that every stage and window divides."""
@@ -230,6 +235,14 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
             delivered += received
             previous = received[-1] if received[-1] is not None else previous
         return delivered
+
+    def scale(self, delivered: list[Tensor | None]) -> list[Tensor | None]:
+        """Return what each block's attention gets of the position delivered to it."""
+        scaled: list[Tensor | None] = []
+        for stage in self.layers:
+            start = len(scaled)
+            scaled += stage.blocks.scale(delivered[start : start + len(stage.blocks)])
+        return scaled
 
     def to_last(self, source: Tensor) -> Tensor:
         """Return pos_0 or d_k after the mergings that follow it."""

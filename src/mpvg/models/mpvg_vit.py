@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpvg.blocks import Block, norm_like
+from mpvg.blocks import Block, receive
 from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
 from mpvg.position import Blocks, Layerwise, Positions
 from mpvg.scheme import PositionScheme, SchemeLike
@@ -30,7 +30,8 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         pos_embed: "learn", "sincos1d" (T2T-ViT), "sincos2d" (MAE) or "none". Sinusoids are frozen parameters.
         class_token: Only what the scheme says; None follows it.
         global_pool: "token" with a class token, "avg" without; "" for none, to read tokens.
-        fc_norm: True normalises after pooling as timm does by default; refused with a position at the Last LN.
+        fc_norm: True normalises after pooling, as timm does by default; the Last LN's position then joins after it, as
+            the mean of its rows.
         weight_init: As timm's.
         timm_args: Every other keyword of timm's VisionTransformer (img_size, patch_size, embed_dim, depth, ...).
 
@@ -75,34 +76,55 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         )
         if self.pool_include_prefix:
             raise ValueError("pool_include_prefix=True: schemes average patch tokens only, leave it out.")
-        self._make_layerwise(scheme, pos_embed)
+        self.make_layerwise(scheme, pos_embed)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
-    def _make_layerwise(self, scheme: PositionScheme, pos_embed: str) -> None:
-        """Turn a timm instance into ours: give its blocks and its Last LN their position norms."""
+    def make_layerwise(self, scheme: PositionScheme, pos_embed: str, *, gated: bool = False) -> None:
+        """Turn a timm instance into ours: give its blocks and its Last LN their position norms.
+
+        Args:
+            scheme: The scheme; whether it reads out a class token is settled already.
+            pos_embed: Kind of table.
+            gated: Whether each block's position starts behind a gate that is shut.
+        """
+        self.backbone_stride = getattr(self.patch_embed, "feature_ratio", (1, 1))  # of hybrids: patches of its map
         check_size(self.patch_embed.img_size, self.size_step())
         plan = scheme.plan(len(self.blocks))
-        if plan.last is not None and isinstance(self.norm, nn.Identity):
-            raise ValueError(
-                f"last_norm={plan.last} needs a norm before pooling to join: leave out fc_norm=True and "
-                "final_norm=False, or use a scheme with last_norm=None."
-            )
         check_table(scheme, plan, pos_embed, self.embed_dim)
-        self.follow(scheme, plan)
+        norms = [norm for norm in (self.norm, self.fc_norm) if not isinstance(norm, nn.Identity)]
+        last_norm = norms[0] if norms else self.blocks[-1].norm1  # without a Last LN, LN' joins x_L itself
+        self.follow(scheme, plan, last_norm, pools_first=last_norm is self.fc_norm)
         self.pos_kind = pos_embed
-        self.blocks = Blocks(
-            self.block_class(block, norm_like(block.norm1) if source else None, reads_initial=source == "initial")
-            for block, source in zip(self.blocks, plan.blocks, strict=True)
-        )
+        self.blocks = Blocks(block if isinstance(block, Block) else self.block_class(block) for block in self.blocks)
+        for block, source in zip(self.blocks, plan.blocks, strict=True):
+            receive(block, source, gated=gated)
         self.patch_drop = PatchDropoutWithIndices(getattr(self.patch_drop, "prob", 0.0), self.num_prefix_tokens)
         self.has_class_row = self.has_class_token and not self.no_embed_class
         self.num_rowless = self.num_prefix_tokens - int(self.has_class_row)  # registers have no row in the table
-        if self.pos_embed is not None and self.num_rowless and not self.no_embed_class:
-            self.pos_embed = nn.Parameter(self.pos_embed[:, self.num_rowless :].detach().clone())
         if self.pos_embed is not None:
-            self.pos_embed.requires_grad_(pos_embed == "learn")
+            self._drop_register_rows()
+            if pos_embed != "learn":
+                self.pos_embed.requires_grad_(False)
+
+    def empty_table(self) -> nn.Parameter:
+        """Return a table (1, [1 +] H*W, D) of zeros, for an architecture that has none."""
+        rows = self.patch_embed.num_patches + int(self.has_class_token and not self.no_embed_class)
+        like: Any = self.blocks[0].norm1.weight
+        return nn.Parameter(like.new_zeros(1, rows, self.embed_dim))
+
+    def _drop_register_rows(self) -> None:
+        """Add the registers' rows of the table, where it has them, to the registers: they are on no grid."""
+        assert self.pos_embed is not None
+        first, table = int(self.has_class_row), self.pos_embed.detach()
+        rows = table.shape[1] - self.patch_embed.num_patches - first
+        if rows:
+            assert self.reg_token is not None
+            with torch.no_grad():
+                self.reg_token.add_(table[:, first : first + rows])
+            kept = torch.cat([table[:, :first], table[:, first + rows :]], dim=1)
+            self.pos_embed = nn.Parameter(kept, requires_grad=self.pos_embed.requires_grad)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialise all weights; what schemes share is drawn first: one seed gives it the same values in all."""
@@ -155,7 +177,10 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def size_step(self) -> tuple[int, int]:
         """Return the pixels (H, W) of which image sizes must be multiples."""
-        return (1, 1) if self.patch_embed.dynamic_img_pad else self.patch_embed.patch_size
+        if self.patch_embed.dynamic_img_pad:
+            return (1, 1)
+        patch, stride = self.patch_embed.patch_size, self.backbone_stride
+        return patch[0] * stride[0], patch[1] * stride[1]
 
     def largest_attention(self) -> int:
         """Return how many patches attend to each other."""
@@ -205,6 +230,37 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         x, positions = self.encode(x, attn_mask)
         return self.classify(x, positions)
 
+    def classify(self, x: Tensor, positions: Positions) -> Tensor:
+        """Return logits (B, num_classes) for the tokens that leave the last block."""
+        return self._read_out(self.last_norm(x, positions), positions.last, pre_logits=False)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits (B, num_classes), or what the head reads (B, D), for what `forward_features` returns."""
+        last: Tensor | None = None
+        if self.pools_first:
+            if x.shape[1] != self.num_prefix_tokens + self.patch_embed.num_patches:
+                raise ValueError(
+                    f"{x.shape[1]} tokens: fc_norm's position belongs to the grid, which only the whole model knows. "
+                    "Call the model itself, or set_input_size first."
+                )
+            last = self._at_tokens(self.positions(), None).last
+        return self._read_out(x, last, pre_logits=pre_logits)
+
+    def _read_out(self, x: Tensor, last: Tensor | None, pre_logits: bool) -> Tensor:
+        x = self.fc_norm(self.pool(x))
+        if self.pools_first and last is not None:
+            x = x + self._pool_rows(last)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def _pool_rows(self, rows: Tensor) -> Tensor:
+        """Return the mean of a position's rows (B, N, D) over the tokens that are pooled; the row of a token read."""
+        if self.global_pool == "":
+            return rows
+        if self.global_pool == "token":
+            return rows[:, 0]
+        return rows[:, 0 if self.pool_include_prefix else self.num_prefix_tokens :].mean(dim=1)
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -248,7 +304,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
 
     def pooled_constant(self, positions: Positions) -> Tensor | None:
         """Return c (D,), what the Last LN's position adds to the pooled features; None where that is no constant."""
-        if positions.last is None or self.global_pool != "avg":
+        if positions.last is None or self.global_pool != "avg" or self.pool_include_prefix:
             return None
         return positions.last[0, int(self.has_class_row) :].mean(dim=0)
 
@@ -275,8 +331,8 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Fit the table and the patch embedding for another image or patch size (pixels; int or (H, W))."""
         if img_size is not None:
-            step = (1, 1) if self.patch_embed.dynamic_img_pad else patch_size or self.patch_embed.patch_size
-            check_size(to_2tuple(img_size), to_2tuple(step))
+            step = self.size_step() if patch_size is None or self.patch_embed.dynamic_img_pad else to_2tuple(patch_size)
+            check_size(to_2tuple(img_size), step)
         table, old_size = self.pos_embed, self.patch_embed.grid_size
         self.pos_embed = None  # timm would count a row for every prefix token
         super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given
