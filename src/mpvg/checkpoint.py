@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.fold import fold
 from mpvg.train.build import check_build, check_name, check_scheme, model_arguments
+from mpvg.weight_files import read_file
 
 CARD = "mpvg"  # the card's key in a checkpoint
 MODULE = "model."  # what Lightning puts before our names
@@ -131,21 +130,15 @@ def read_checkpoint(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint {path} is no file: name a .ckpt or .safetensors that mpvg fit wrote.")
+    content, texts = read_file(path)
     try:
-        found, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds pickled objects other than tensors, which could run code, and was not read: use a .ckpt or "
-            ".safetensors that mpvg fit wrote."
-        ) from error
-    except Exception as error:  # torch.load raises nearly anything on a file that is something else
-        raise UserError(f"{path} cannot be read as a checkpoint ({error}): it is damaged or something else.") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} has no card of mpvg: it is not a checkpoint that mpvg fit wrote.")
-    try:
-        return Card.from_dict(found), weights
+        found, weights = _card_and_weights(content, texts)
+        card = Card.from_dict(found) if isinstance(found, Mapping) else None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has a card that this version of mpvg cannot use ({error}).") from error
+    if card is None:
+        raise UserError(f"{path} has no card of mpvg: it is not a checkpoint that mpvg fit wrote.")
+    return card, weights
 
 
 def load_model(path: str | Path) -> tuple[Card, Any]:
@@ -199,17 +192,12 @@ def resize(card: Card, model: Any, size: tuple[int, int]) -> Card:
     return replace(card, arguments=arguments, preprocessing=replace(card.preprocessing, size=size), data=of_data)
 
 
-def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        card = (file.metadata() or {}).get(CARD)
-        names: list[str] = file.keys()
-        return None if card is None else json.loads(card), {name: file.get_tensor(name) for name in names}
-
-
-def _read_ckpt(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, Mapping):
+def _card_and_weights(content: Any, texts: Mapping[str, str]) -> tuple[Any, dict[str, Tensor]]:
+    """Tell a .safetensors file, with its card among its texts, from a .ckpt of Lightning."""
+    if CARD in texts:
+        return json.loads(texts[CARD]), content
+    if not isinstance(content, Mapping):
         return None, {}
-    weights = checkpoint.get("state_dict", {})
+    weights = content.get("state_dict", {})
     own = {name.removeprefix(MODULE): tensor for name, tensor in weights.items() if name.startswith(MODULE)}
-    return checkpoint.get(CARD), own
+    return content.get(CARD), own

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any, Final, TypeVar
 
-from timm.models import swin_transformer, vision_transformer
+import torch
+from timm.models import adapt_input_conv, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
+from mpvg.errors import UserError
+from mpvg.models.architectures import nearest_architecture
 from mpvg.position import Layerwise
 from mpvg.tables import resize_table
+from mpvg.weight_files import WRAPPERS
 
 Model = TypeVar("Model", bound=nn.Module)
 
-WRAPPERS: Final = ("state_dict_ema", "model", "state_dict")  # under which training scripts put the weights
 OFFICIAL_NAMES: Final = {  # by a name's beginning that only this family's official code has: what to write for what
     "tokens_to_token.": ((r"^tokens_to_token\.", "patch_embed.proj."),),
     "i2t.": (
@@ -82,6 +85,89 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     return model
 
 
+def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[str]:
+    """Load weights of a plain or a layer-wise model, at another size, of other classes or channels.
+
+    Position norms and gates that plain weights lack keep their start, and so does a head for other classes.
+
+    Args:
+        model: A model of this library, changed in place.
+        weights: State dict, by timm's or official names.
+        what: Where they come from, for the message.
+
+    Returns:
+        What was not taken over, in words.
+
+    Raises:
+        UserError: The weights are another architecture's.
+    """
+    own, given = model.state_dict(), dict(weights)
+    try:
+        weights = filter_checkpoint(weights, model)
+        _adapt_channels(weights, model)
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{what} does not fit {_named(model)}: {error}{_nearest(given)}") from error
+    told = _drop_head(weights, own, model)
+    kept = {name for name in own if name.endswith(".num_batches_tracked")}
+    new = {name for name in own if re.search(r"(^|\.)(norm_pos|ls_pos)\.", name)}
+    if new.isdisjoint(weights):
+        kept |= new
+        told += [f"{len(new)} tensors of position norms are new"] if new else []
+    misfits = {
+        "missing": sorted(set(own) - set(weights) - kept - _head_names(model)),
+        "unexpected": sorted(set(weights) - set(own)),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    }
+    found = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in misfits.items() if names]
+    if found:
+        raise UserError(f"{what} does not fit {_named(model)}: {'; '.join(found)}.{_nearest(given)}")
+    model.load_state_dict(weights, strict=False)
+    return told
+
+
+def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:
+    """Sum or repeat the first convolution's channels, as timm does for images of another number of them."""
+    first = model.pretrained_cfg.get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else first:
+        kernel = weights.get(f"{name}.weight")
+        own = dict(model.named_parameters()).get(f"{name}.weight")
+        if kernel is not None and own is not None and kernel.shape[1] != own.shape[1]:
+            weights[f"{name}.weight"] = adapt_input_conv(own.shape[1], kernel, base_chans=kernel.shape[1])
+
+
+def _head_names(model: Any) -> set[str]:
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    return {
+        f"{name}.{part}"
+        for name in ((classifier,) if isinstance(classifier, str) else classifier)
+        for part in ("weight", "bias")
+    }
+
+
+def _drop_head(weights: dict[str, Tensor], own: Mapping[str, Tensor], model: Any) -> list[str]:
+    """Leave out a head for other classes, and tell."""
+    names = _head_names(model)
+    if all(name in weights and name in own and weights[name].shape == own[name].shape for name in names):
+        return []
+    for name in names:
+        weights.pop(name, None)
+    return ["the head is new and untrained"] if names & set(own) else []
+
+
+def _named(model: Any) -> str:
+    arguments = getattr(model, "_model_args", {})
+    return f"{arguments.get('base') or model.pretrained_cfg.get('architecture')} under scheme {str(model.scheme)!r}"
+
+
+def _nearest(weights: Mapping[str, Any]) -> str:
+    name, fitting = nearest_architecture(weights)
+    return f" {fitting} of its {len(weights)} tensors fit {name}." if name else ""
+
+
 def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official: bool = False) -> dict[str, Tensor]:
     """Return `state_dict` by the model's names, with its position table and class token fitted to the model.
 
@@ -120,9 +206,22 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official:
         own = model.pos_embed.detach()
         weights["pos_embed"] = own if table is None or table.numel() != own.numel() else table.reshape(own.shape)
     elif model.pos_embed is not None and table is not None:
+        table = _drop_register_rows(table, has_class_token, weights, model)
         rows = _fit_table(table, has_class_token, model, is_official)
         weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
     return weights
+
+
+def _drop_register_rows(table: Tensor, has_class_token: bool, weights: dict[str, Tensor], model: Any) -> Tensor:
+    """Add the registers' rows of timm's table to the registers, as `make_layerwise` does."""
+    if table.ndim != 3 or "reg_token" not in weights:
+        return table
+    first, registers = int(has_class_token), weights["reg_token"].shape[1]
+    patches, grid = table.shape[1] - first - registers, model.patch_embed.grid_size
+    if table.shape[1] - first == grid[0] * grid[1] or (patches != grid[0] * grid[1] and isqrt(patches) ** 2 != patches):
+        return table
+    weights["reg_token"] = weights["reg_token"] + table[:, first : first + registers]
+    return torch.cat([table[:, :first], table[:, first + registers :]], dim=1)
 
 
 def _fit_table(table: Tensor, has_class_token: bool, model: Any, is_official: bool) -> Tensor:

@@ -1,0 +1,168 @@
+"""Models given to others: `mpvg.save(model, DIR)` writes a folder that timm reads, with a card for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models._hub import save_config_for_hf
+
+import mpvg
+from mpvg.checkpoint import save_weights
+from mpvg.convert import ENTRY, arguments_of
+from mpvg.errors import UserError
+from mpvg.files import write_atomically
+from mpvg.fold import Folded
+from mpvg.position import Layerwise
+from mpvg.weight_files import check_finite
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_CITATIONS = {
+    "mpvg": """@inproceedings{lee2025mpvg,
+  title     = {Maximizing the Position Embedding for Vision Transformers with Global Average Pooling},
+  author    = {Lee, W. and Ham, B. and Kim, S.},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year      = {2025}
+}""",
+    "lape": """@inproceedings{yu2023lape,
+  title     = {LaPE: Layer-adaptive Position Embedding for Vision Transformers with Independent Layer Normalization},
+  author    = {Yu, R. and others},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2023}
+}""",
+}
+
+
+def save(
+    model: Any,
+    directory: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    data: str | None = None,
+    metrics: Mapping[str, float | str] | None = None,
+    licence: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as a folder: weights, timm's configuration and a model card.
+
+    `timm.create_model("local-dir:DIR", pretrained=True)` after `import mpvg` gives the model back exactly; uploaded to
+    the Hub, "hf-hub:OWNER/NAME" does.
+
+    Args:
+        model: A model of this library, not folded.
+        directory: The folder, made where it is missing; files of these names in it are replaced.
+        classes: Names in the order of the outputs.
+        data: What it was trained on, for the card.
+        metrics: What was measured of it, for the card, such as {"accuracy on the test split, %": 81.2}.
+        licence: Of the weights, by its SPDX name ("apache-2.0"); weights that began as others' come under their terms.
+        preprocessing: What timm's configuration says of the images, where it differs: "mean", "std", "interpolation",
+            "crop_pct".
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The model cannot be built again from a name, or the arguments do not fit it.
+        OSError: A file cannot be written.
+    """
+    _check(model, classes)
+    directory = Path(directory).expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: name a folder.")
+    directory.mkdir(parents=True, exist_ok=True)
+    config = _config(model, directory, {"label_names": list(classes)} if classes else {})
+    config["pretrained_cfg"].pop("license", None)  # that of timm's weights, which need not be these
+    config["pretrained_cfg"].update({**(preprocessing or {}), **({"license": licence} if licence else {})})
+    save_weights(directory / WEIGHTS, model, {"format": "pt"})
+    write_atomically(directory / CONFIG, json.dumps(config, indent=2))
+    write_atomically(directory / CARD, model_card(model, classes=classes, data=data, metrics=metrics, licence=licence))
+    return directory
+
+
+def model_card(
+    model: Any,
+    *,
+    classes: Sequence[str] | None,
+    data: str | None,
+    metrics: Mapping[str, float | str] | None,
+    licence: str | None,
+) -> str:
+    """Return the card of a model as Markdown with the Hub's header; arguments are those of `save`."""
+    architecture, scheme = name_of(model), str(model.scheme)
+    channels, (height, width) = arguments_of(model)["in_chans"], model.patch_embed.img_size
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    header = ["library_name: timm", *([f"license: {licence}"] if licence else []), "pipeline_tag: image-classification",
+              "tags:", "- image-classification", "- timm", "- mpvg"]  # fmt: skip
+    shown = "" if not classes else ": " + ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    facts = {
+        "Architecture": f"{architecture}, {parameters:,} parameters",
+        "Position scheme": f"`{scheme}`",
+        "Images": f"{height} x {width} pixels, {channels} channels",
+        "Classes": f"{model.num_classes}{shown}",
+        "Data": data or "not stated",
+        "Licence of the weights": licence or "not stated",
+        "Written by": f"mpvg {mpvg.__version__}, timm {timm.__version__}, torch {torch.__version__}",
+    }
+    measured = [f"| {name} | {value} |" for name, value in (metrics or {}).items()]
+    table = ["| metric | value |", "|---|---|", *measured] if measured else ["None were stated."]
+    cited = [text for name, text in _CITATIONS.items() if name == "mpvg" or any(model.plan.blocks)]
+    lines = [
+        "---", *header, "---", f"# {architecture} under position scheme {scheme}", "",
+        *(f"- **{name}:** {value}" for name, value in facts.items()),
+        "", "## Metrics", "", *table,
+        "", "## Use", "",
+        "```python", "import timm", "import mpvg  # registers the model", "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"', "```",
+        "", "## Citation", "", "```bibtex", *cited, "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def name_of(model: Any) -> str:
+    """Return the name of a model's architecture: timm's where it was converted."""
+    arguments = getattr(model, "_model_args", {})
+    return str(arguments.get("base") or model.pretrained_cfg["architecture"])
+
+
+def _config(model: Any, directory: Path, config: dict[str, Any]) -> Any:
+    """Return timm's configuration of a model, which timm can only write to a file."""
+    draft = directory / f".{CONFIG}"
+    try:
+        save_config_for_hf(model, str(draft), model_config=config, model_args=_arguments(model))
+        return json.loads(draft.read_text())
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{error} A model is saved by its name and arguments: create it with arguments that JSON can hold."
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _arguments(model: Any) -> dict[str, Any]:
+    """Return what rebuilds the model; timm 1.0.26 must be told all of it."""
+    arguments = {**getattr(model, "_model_args", {}), **arguments_of(model), "scheme": str(model.scheme)}
+    return {name: json.loads(json.dumps(value)) for name, value in arguments.items()}
+
+
+def _check(model: Any, classes: Sequence[str] | None) -> None:
+    name = type(model).__name__
+    if isinstance(model, Folded):
+        raise UserError(f"{name} is folded: save the model that it was folded from, or export this one (mpvg export).")
+    if not isinstance(model, Layerwise):
+        raise UserError(f"{name} is not a model of mpvg: convert it first (mpvg.convert).")
+    given: Any = model
+    cfg = getattr(given, "pretrained_cfg", None) or {}
+    if not cfg.get("architecture") or (cfg["architecture"] == ENTRY and not given._model_args["base"]):
+        raise UserError(
+            f"this {name} was not made by timm.create_model or mpvg.create_model, so nobody can build it again by "
+            "name: create it by one of them and load its weights."
+        )
+    if classes is not None and len(classes) != given.num_classes:
+        raise UserError(
+            f"{len(classes)} names of classes for {given.num_classes} outputs of the model: name each once."
+        )
+    check_finite(given.state_dict(), what=f"this {name}")
