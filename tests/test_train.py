@@ -88,9 +88,9 @@ def test_fit_is_the_training_of_compare(changed: dict[str, Any], dataset: str, t
     job = Job("lape", 3, 0.01)
     trained = training.train(settings, job, load_data(dataset), lambda done, loss: None)
     _, ours = load_model(out / "last.ckpt")
-    for name, value in trained.model.state_dict().items():
+    for name, value in trained.built.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
-    assert trained.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
+    assert trained.built.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_place(

@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from mpvg.create import build, check_name
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.fold import fold
-from mpvg.train.build import check_build, check_name, check_scheme, model_arguments
-from mpvg.weight_files import read_file
+from mpvg.train.build import check_build, check_scheme, model_arguments
+from mpvg.weight_files import CARD, read_file
 
-CARD = "mpvg"  # the card's key in a checkpoint
 MODULE = "model."  # what Lightning puts before our names
 
 
@@ -29,9 +28,9 @@ class Card:
     """How to rebuild a model and what its numbers mean; JSON-able.
 
     Args:
-        model: Registered name.
+        model: Name, ours or timm's.
         scheme: Canonical text of the position scheme.
-        arguments: Further arguments of `timm.create_model`.
+        arguments: Further arguments of `mpvg.create.build`.
         preprocessing: What the images went through.
         classes: Names in the order of the outputs.
         data: Arguments of the data that it was trained on.
@@ -82,7 +81,7 @@ class Card:
 
     def build(self) -> Any:
         """Create the model, with weights still to be loaded."""
-        model = timm.create_model(self.model, scheme=self.scheme, **self.arguments)
+        model = build(self.model, self.scheme, **self.arguments)
         return fold(model) if self.folded else model
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
@@ -16,20 +17,48 @@ from mpvg.errors import UserError, nearest
 from mpvg.models.architectures import timm_architectures
 from mpvg.models.weights import filter_checkpoint, load_weights
 from mpvg.scheme import PositionScheme, SchemeLike
-from mpvg.weight_files import read_weights
+from mpvg.weight_files import read_normalisation, read_weights
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True)
+class Start:
     """Where a model starts from.
 
-    model: Name for `timm.create_model`: registered by us, or "mpvg" for a converted one.
-    arguments: What it must be told beside the scheme.
-    weights: To be loaded into it; None for none, or for those that timm fetches.
+    Args:
+        arguments: What `build` must be told beside name, scheme and what the images ask for.
+        pretrained: As given to `create_model`.
+        weights: To be loaded; None for none, or for those that timm fetches.
+        normalisation: Mean and deviation of each channel that these weights expect; None where nothing says so.
     """
 
-    model: str
     arguments: dict[str, Any]
-    weights: dict[str, Tensor] | None
+    pretrained: bool | str | Path
+    weights: dict[str, Tensor] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def build(self, name: str, scheme: SchemeLike, **arguments: Any) -> tuple[Any, list[str]]:
+        """Return the model, and what of the weights was not taken over, in words.
+
+        Args:
+            name: As for `create_model`.
+            scheme: Likewise.
+            arguments: Of timm, as for `create_model`.
+        """
+        told: list[str] = []
+        with warnings.catch_warnings(record=self.pretrained is True) as caught:
+            try:
+                model = build(name, scheme, pretrained=self.pretrained is True, **self.arguments, **arguments)
+            except (OSError, RuntimeError) as error:  # of the Hub
+                if self.pretrained is not True:
+                    raise
+                raise UserError(
+                    f"pretrained=True: the weights of {name} could not be fetched ({error}). Name a file of weights."
+                ) from error
+        told += [str(warning.message).rstrip(".") for warning in caught or ()]
+        if self.weights is not None:
+            inner = getattr(model, "model", model)  # of features_only
+            told += load_weights(inner, self.weights, what=str(self.pretrained))
+        return model, told
 
 
 def create_model(
@@ -59,50 +88,71 @@ def create_model(
         UserError: The weights cannot be read or do not fit.
     """
     start = starting_point(name, scheme, pretrained=pretrained, preserve=preserve)
-    model = timm.create_model(start.model, scheme=scheme, pretrained=pretrained is True, **start.arguments, **timm_args)
-    if start.weights is not None:
-        inner = getattr(model, "model", model)  # of features_only
-        for what in load_weights(inner, start.weights, what=str(pretrained)):
-            warnings.warn(f"{pretrained}: {what}.", stacklevel=2)
+    model, told = start.build(name, scheme, **timm_args)
+    for what in told:
+        warnings.warn(f"{name} from {pretrained}: {what}.", stacklevel=2)
     return model
+
+
+def build(name: str, scheme: SchemeLike, *, preserve: bool = False, **timm_args: Any) -> Any:
+    """Build a model by its name, ours or timm's, without weights unless timm fetches them.
+
+    Args:
+        name: As for `create_model`.
+        scheme: Likewise.
+        preserve: Whether positions have gates, as those of a conversion that preserves the function.
+        timm_args: Every other argument of `timm.create_model`.
+    """
+    if name in timm.list_models("mpvg_*") and not preserve:
+        return timm.create_model(name, scheme=scheme, **timm_args)
+    return timm.create_model(ENTRY, base=name, scheme=scheme, preserve=preserve, **timm_args)
 
 
 def starting_point(
     name: str, scheme: SchemeLike, *, pretrained: bool | str | Path = False, preserve: bool | None = None
 ) -> Start:
-    """Return how to build the model that `create_model` makes; arguments are its.
+    """Return what the model that `create_model` makes starts from; arguments are its.
 
     Raises:
         UserError: There is no such model, or the weights cannot be read.
     """
-    ours = name in timm.list_models("mpvg_*")
-    if not ours:
-        _check_base(name)
-    if pretrained is True and ours:
-        raise UserError(
-            f"pretrained=True: nobody has published weights of {name}. Name a file of weights, or create timm's "
-            "architecture of that kind (such as 'deit_tiny_patch16_224.fb_in1k'), whose weights timm fetches."
-        )
-    weights = None if isinstance(pretrained, bool) else read_weights(pretrained)
-    if weights is not None and any("norm_pos." in key for key in weights):
-        gated = any("ls_pos." in key for key in weights)
-    else:
-        parsed = PositionScheme.parse(scheme)
-        positions = parsed.layerwise or parsed.last_norm is not None
-        gated = bool(pretrained) and preserve is not False and positions
-    if ours and not gated:
-        return Start(name, {}, weights)
-    return Start(ENTRY, {"base": name, "preserve": gated}, weights)
+    check_name(name)
+    parsed = PositionScheme.parse(scheme)
+    gated = bool(pretrained) and preserve is not False and (parsed.layerwise or parsed.last_norm is not None)
+    arguments = {"preserve": True} if gated else {}
+    if pretrained is True:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if name.startswith("mpvg_") or cfg is None:
+            raise UserError(
+                f"pretrained=True: nobody has published weights of {name}. Name a file of weights, or create timm's "
+                "architecture of that kind (such as 'deit_tiny_patch16_224.fb_in1k'), whose weights timm fetches."
+            )
+        return Start(arguments, pretrained, normalisation=(tuple(cfg.mean), tuple(cfg.std)))
+    if not pretrained:
+        return Start(arguments, pretrained)
+    weights = read_weights(pretrained)
+    if any("norm_pos." in key for key in weights):
+        arguments = {"preserve": True} if any("ls_pos." in key for key in weights) else {}
+    return Start(arguments, pretrained, weights, read_normalisation(pretrained))
 
 
-def _check_base(name: str) -> None:
-    known = timm_architectures()
+def check_name(name: str) -> str:
+    """Return the name of a model that can be built under a scheme.
+
+    Args:
+        name: Ours or timm's, with a tag or without.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    ours, others = timm.list_models("mpvg_*"), timm_architectures()
     architecture = name.partition(".")[0]
-    if architecture not in known and not (timm.is_model(architecture) or ":" in name):
+    if name not in ours and architecture not in others and ":" not in name:
         raise UserError(
-            f"model {name!r} is unknown{nearest(architecture, [*known, *timm.list_models('mpvg_*')])}: use an 'mpvg_*' "
-            "name, or one of timm's plain vision transformers and Swins."
+            f"model {name!r} is unknown{nearest(architecture, [*ours, *others])}: use one of {', '.join(ours)}, or one "
+            "of timm's plain vision transformers and Swins."
         )
+    return name
 
 
 @register_model

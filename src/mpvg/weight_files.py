@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from mpvg.errors import UserError
 
+CARD: Final = "mpvg"  # under which our own files hold their card
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 WRAPPERS: Final = ("state_dict_ema", "model_ema", "model", "state_dict")  # under which training scripts put the weights
 PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
@@ -73,6 +76,40 @@ def check_finite(weights: Mapping[str, Tensor], *, what: str) -> None:
             f"{what} has weights that are NaN or infinite, in {len(broken)} of {len(weights)} tensors ({broken[0]} is "
             "the first): use weights from before the loss was lost."
         )
+
+
+def read_normalisation(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of each channel of the images that weights were trained on, if the file says so.
+
+    Args:
+        path: As for `read_weights`: files of `mpvg fit` say so in their card, folders of timm in config.json.
+    """
+    path = find_weights(Path(path).expanduser())
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(CARD)
+            card = None if text is None else json.loads(text)
+        else:
+            card = read_file(path)[0].get(CARD)
+        if card is not None:
+            found = card["preprocessing"]
+        else:
+            found = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
+        return tuple(found["mean"]), tuple(found["std"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def hash_of_weights(pretrained: str | Path | bool) -> str | None:
+    """Return a short hash of a file of weights; None where there is no file.
+
+    Args:
+        pretrained: As `mpvg.create_model` takes it.
+    """
+    if isinstance(pretrained, bool):
+        return None
+    return hashlib.sha256(find_weights(Path(pretrained).expanduser()).read_bytes()).hexdigest()[:16]
 
 
 def find_weights(path: Path) -> Path:

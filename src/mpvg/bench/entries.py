@@ -11,7 +11,7 @@ import timm
 from mpvg.bench.work import Contestant
 from mpvg.errors import UserError, nearest
 from mpvg.scheme import SCHEMES
-from mpvg.train.build import check_name, check_scheme
+from mpvg.train.build import check_registered, check_scheme
 
 VARIANTS = ("folded", "unfolded")
 
@@ -35,7 +35,7 @@ def reference(model: str, word: str) -> Contestant:
         return Contestant(model, check_scheme(word))
     name, _, scheme = word.partition(":")
     if name.startswith("mpvg_"):
-        return Contestant(check_name(name), check_scheme(scheme or "mpvg"))
+        return Contestant(check_registered(name), check_scheme(scheme or "mpvg"))
     if name not in timm.list_models():
         known = [*SCHEMES, *timm.list_models()]
         raise UserError(f"--against {word!r} is no model of timm and no scheme{nearest(word, known)}.")

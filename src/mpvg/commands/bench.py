@@ -22,7 +22,7 @@ from mpvg.bench.work import MODES, Task
 from mpvg.commands.options import check_writable, device, need, positive, split_schemes
 from mpvg.errors import UserError, nearest
 from mpvg.files import as_csv, write_atomically
-from mpvg.train.build import check_build, check_name, own_size
+from mpvg.train.build import check_build, check_registered, own_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,7 +150,7 @@ def _heats(arguments: argparse.Namespace) -> Iterator[Heat]:
     _check_means(arguments, modes)
     size = (arguments.img_size, arguments.img_size) if arguments.img_size else None
     schemes = [] if arguments.self_test else split_schemes(arguments.schemes)
-    for model in map(check_name, arguments.models):
+    for model in map(check_registered, arguments.models):
         against = reference(model, arguments.against)
         built = {"img_size": size or own_size(model)}
         found = [each for scheme in schemes for each in entries(model, check_build(model, scheme, built), variants)]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mpvg.commands.options import device, need, part, positive, rates, split_schemes
+from mpvg.create import check_name
 from mpvg.errors import RunError
 from mpvg.out import source_name
-from mpvg.train.build import check_name
 from mpvg.train.recipe import Recipe, default_lr
 
 DEFAULT_SCHEMES = "default,gap,lape,lape_gap,pvg,mpvg"
@@ -23,7 +23,8 @@ _EXAMPLES = """examples:
   mpvg compare --data my_images/ --img-size 32 --schemes default,mpvg --seeds 5 --epochs 30
   mpvg compare --data pathmnist.npz --lr 0.001,0.002,0.004 --dry-run
   mpvg compare --data FashionMNIST:/datasets --schemes 'mpvg,mpvg:last_norm=3,mpvg:hierarchical=false'
-  mpvg compare --schemes gap,lape_gap,mpvg --trains positions"""
+  mpvg compare --pretrained runs/fit/best.safetensors --schemes gap,mpvg --layer-decay 0.75
+  mpvg compare --pretrained runs/fit/best.safetensors --schemes gap,lape_gap,mpvg --trains positions"""
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +43,12 @@ def add_parser(commands: Any) -> None:
         metavar="SOURCE",
         help="digits, a folder with train/ and test/, an .npz, or NAME:FOLDER of a torchvision set (digits)",
     )
-    add("--model", default="mpvg_vit_nano", help="a registered mpvg_* model (mpvg_vit_nano)")
+    add(
+        "--model",
+        default="mpvg_vit_nano",
+        metavar="NAME",
+        help="an mpvg_* model, or one of timm's plain vision transformers and Swins (mpvg_vit_nano)",
+    )
     add("--schemes", default=DEFAULT_SCHEMES, metavar="A,B,...", help=f"compared to the first ({DEFAULT_SCHEMES})")
     add("--seeds", type=positive, default=3, metavar="N", help="runs a scheme, with seeds from 0 (3)")
     add("--epochs", type=positive, default=50, metavar="E", help="passes over the training images (50)")
@@ -60,6 +66,17 @@ def add_parser(commands: Any) -> None:
         default="all",
         metavar="PART",
         help="all; positions, with the classifier; or head, the classifier alone: the rest is frozen (all)",
+    )
+    add(
+        "--pretrained",
+        default=False,
+        metavar="WEIGHTS",
+        help="start from weights: a file, a folder, or 'true' for those of the tag in --model, which timm fetches",
+    )
+    add(
+        "--no-preserve",
+        action="store_true",
+        help="start position norms at one, not from the function that the weights compute",
     )
     add("--val-fraction", type=part, default=0.2, metavar="P", help="part of train to validate on without a val (0.2)")
     add(
@@ -93,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         val_fraction=arguments.val_fraction,
         img_size=arguments.img_size,
         skip_bad_images=arguments.skip_bad_images,
+        pretrained=arguments.pretrained == "true" or arguments.pretrained,
+        preserve=not arguments.no_preserve,
     )
     schemes = split_schemes(arguments.schemes)
     out = arguments.out or Path("runs", f"compare-{source_name(settings.data)}-{settings.model}")
@@ -131,8 +150,10 @@ def _command(arguments: argparse.Namespace, settings: Any) -> str:
         "--lr": ",".join(f"{lr:g}" for lr in settings.lrs),
         "--layer-decay": settings.recipe.layer_decay,
         "--trains": None if settings.recipe.trains == "all" else settings.recipe.trains,
+        "--pretrained": "true" if settings.pretrained is True else settings.pretrained or None,
         "--val-fraction": settings.val_fraction,
         "--img-size": settings.img_size,
     }
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    return shlex.join(["mpvg", "compare", *words, *(["--skip-bad-images"] if settings.skip_bad_images else [])])
+    switches = {"--no-preserve": not settings.preserve, "--skip-bad-images": settings.skip_bad_images}
+    return shlex.join(["mpvg", "compare", *words, *(switch for switch, on in switches.items() if on)])

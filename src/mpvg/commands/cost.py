@@ -16,7 +16,7 @@ from mpvg.cost.count import as_row, costs
 from mpvg.errors import UserError
 from mpvg.files import as_csv, write_atomically
 from mpvg.scheme import SCHEMES
-from mpvg.train.build import check_build, check_name, check_scheme
+from mpvg.train.build import check_build, check_registered, check_scheme
 
 REFERENCES: Final = ("gap", "default")
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    models = [check_name(name) for name in dict.fromkeys(arguments.models)]
+    models = [check_registered(name) for name in dict.fromkeys(arguments.models)]
     schemes = _schemes(arguments.schemes)
     file = arguments.csv.expanduser() if arguments.csv else None
     if file:

@@ -12,6 +12,7 @@ from mpvg.compare.settings import Settings
 from mpvg.data.fingerprint import fingerprint
 from mpvg.data.sources import ImageData
 from mpvg.out import OutFolder
+from mpvg.weight_files import hash_of_weights
 
 
 class RunFolder(OutFolder):
@@ -24,7 +25,8 @@ class RunFolder(OutFolder):
     """
 
     def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
-        configuration = {**settings.as_dict(), "data_hash": fingerprint(data)}
+        hashes = {"data_hash": fingerprint(data), "pretrained_hash": hash_of_weights(settings.pretrained)}
+        configuration = {**settings.as_dict(), **hashes}
         results = ("runs/*.json", "runs/*.safetensors", "trials/*.json", "results.csv", "summary.json", "report.html")
         super().__init__(path, configuration, results=results)
 

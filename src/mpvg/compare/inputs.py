@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from mpvg.compare.settings import Settings
+from mpvg.create import check_name, starting_point
 from mpvg.data.sources import ImageData, held_out, load_data
 from mpvg.errors import UserError
-from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
+from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
 
 
 def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, str], ImageData]:
@@ -36,9 +37,13 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, s
     )
     if data.val is None:
         held_out(data, settings.val_fraction)
-    arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    trains = settings.recipe.trains
-    return {name: check_build(settings.model, name, arguments, trains=trains) for name in names}, data
+    of_images = model_arguments(data.image_size, data.channels, len(data.classes))
+    built = {}
+    for name in names:
+        start = starting_point(settings.model, name, pretrained=settings.pretrained, preserve=settings.preserve)
+        arguments = {**start.arguments, **of_images}
+        built[name] = check_build(settings.model, name, arguments, trains=settings.recipe.trains)
+    return built, data
 
 
 def one_and_the_same(model: str, built: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from mpvg.compare.inputs import load_inputs, one_and_the_same
 from mpvg.compare.rates import Job, chosen_rates, trials
 from mpvg.compare.settings import Settings
 from mpvg.compare.training import Schedule, build_model, evaluate
-from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
+from mpvg.data.preprocessing import eval_batch_size, to_tensors
 from mpvg.data.remarks import remarks
 from mpvg.data.sources import ImageData, split_validation
 from mpvg.train.recipe import build_optimizer, take_step
@@ -98,13 +98,13 @@ def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str)
         Seconds of training, of reading the validation curve and of the test.
     """
     train, val = split_validation(data, fraction=settings.val_fraction, seed=0)
-    preprocessing = Preprocessing.of(train)
     schedule = Schedule.of(settings, len(train))
     recipe = replace(settings.recipe, lr=1e-6)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:
-        model = build_model(settings, scheme, data).to(device)
+        built = build_model(settings, scheme, data, train)
+        model, preprocessing = built.model.to(device), built.preprocessing
         optimizer = build_optimizer(model, recipe)
         pixels, labels = to_tensors(train.take(np.arange(schedule.batch_size)), device)
         a_step = _timed(partial(take_step, model, optimizer, preprocessing(pixels), labels, recipe))

@@ -14,7 +14,7 @@ class Settings:
 
     Args:
         data: Source of images, as `load_data` takes it.
-        model: Registered model.
+        model: Name, ours or timm's.
         epochs: Passes over the training images.
         batch_size: Images a step.
         lrs: Peak learning rates. Of several, each scheme takes the best on the validation split of seed 0.
@@ -22,6 +22,8 @@ class Settings:
         val_fraction: Part of train that becomes the validation split where the source has none.
         img_size: Side to resize images to, in pixels; None keeps their size.
         skip_bad_images: Leave out images that cannot be read.
+        pretrained: Weights to start from: a file or folder, or True for those of the model's tag.
+        preserve: Start from what these weights compute, with positions behind gates.
     """
 
     data: str
@@ -33,6 +35,8 @@ class Settings:
     val_fraction: float = 0.2
     img_size: int | None = None
     skip_bad_images: bool = False
+    pretrained: str | bool = False
+    preserve: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings in one level of JSON-able values."""

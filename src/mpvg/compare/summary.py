@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -170,6 +171,21 @@ def summarise(
     }
 
 
+def _start(settings: Settings, runs: Sequence[Run]) -> list[str]:
+    """Say which weights the runs started from, and what each scheme could not take over of them."""
+    if not settings.pretrained:
+        return []
+    source = "the weights of the model's tag" if settings.pretrained is True else Path(settings.pretrained).name
+    how = "positions behind gates, which start shut" if settings.preserve else "position norms that start at one"
+    notes = [f"Every run started from {source}; schemes that deliver positions have {how}."]
+    schemes_by_loss: dict[str, list[str]] = {}
+    for run in runs:
+        for told in run["not_taken_over"]:
+            of_told = schemes_by_loss.setdefault(told, [])
+            of_told += [run["scheme"]] if run["scheme"] not in of_told else []
+    return notes + [f"{told[0].upper()}{told[1:]} ({', '.join(names)})." for told, names in schemes_by_loss.items()]
+
+
 def _fine_tuning(recipe: Recipe) -> list[str]:
     """Say what a recipe froze, and what it slowed down."""
     notes = {
@@ -210,7 +226,7 @@ def _notes(
             "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
             "Intervals are not adjusted for several comparisons.",
         ]
-    notes += _fine_tuning(settings.recipe)
+    notes += _start(settings, runs) + _fine_tuning(settings.recipe)
     part = f"{100 * settings.val_fraction:g} % of train, drawn by seed"
     source = part if data.val is None else "the source's own"
     notes.append(f"Validation split: {runs[0]['val_images']} images, {source}.")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -19,9 +18,10 @@ from mpvg.analysis.record import correlation_by_block
 from mpvg.checkpoint import Card, save_safetensors
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
+from mpvg.create import starting_point
 from mpvg.data.batches import epoch_batches
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
-from mpvg.data.sources import ImageData, absolute_source, split_validation
+from mpvg.data.sources import ImageData, Split, absolute_source, split_validation
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
 from mpvg.train.freezing import freeze
@@ -60,8 +60,7 @@ class Outcome(NamedTuple):
 class Trained(NamedTuple):
     """A model at the end of its training."""
 
-    model: Any
-    preprocessing: Preprocessing
+    built: Built
     schedule: Schedule
     train_images: int
     val_images: int
@@ -69,12 +68,33 @@ class Trained(NamedTuple):
     curve: dict[str, list[float]]
 
 
-def build_model(settings: Settings, scheme: str, data: ImageData) -> Any:
-    """Create the model for the data's size, channels and classes, and freeze what is not trained."""
+class Built(NamedTuple):
+    """A model at the start of its training.
+
+    start: Arguments that the weights it starts from ask for.
+    told: What of these weights was not taken over, in words.
+    """
+
+    model: Any
+    preprocessing: Preprocessing
+    start: dict[str, Any]
+    told: list[str]
+
+
+def build_model(settings: Settings, scheme: str, data: ImageData, train: Split) -> Built:
+    """Create the model for the data's size, channels and classes.
+
+    Args:
+        settings: The configuration.
+        scheme: The scheme.
+        data: The images.
+        train: Those to train on.
+    """
+    start = starting_point(settings.model, scheme, pretrained=settings.pretrained, preserve=settings.preserve)
     arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    model = timm.create_model(settings.model, scheme=scheme, **arguments)
+    model, told = start.build(settings.model, scheme, **arguments)
     freeze(model, settings.recipe.trains)
-    return model
+    return Built(model, Preprocessing.of(train).with_normalisation(start.normalisation), start.arguments, told)
 
 
 def train_and_test(
@@ -107,9 +127,9 @@ def train_and_test(
     """
     started = time.perf_counter()
     trained = train(settings, job, data, report, device=device)
-    model, preprocessing = trained.model, trained.preprocessing
+    model, preprocessing, start, told = trained.built
     if weights is not None:
-        save_safetensors(weights, _card(settings, job, data, preprocessing), model)
+        save_safetensors(weights, _card(settings, job, data, preprocessing, start), model)
     pixels, labels = to_tensors(data.test, device)
     test = evaluate(model, preprocessing, pixels, labels)
     shown = torch.linspace(0, len(pixels) - 1, min(len(pixels), eval_batch_size(preprocessing.size))).long()
@@ -121,6 +141,7 @@ def train_and_test(
         "val_accuracy": trained.val.accuracy,
         "confusion": _nonzero(test.confusion),
         "built_as": str(model.scheme),
+        "not_taken_over": told,
         "first_block": model.plan.blocks[0] is not None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trained.schedule.steps,
@@ -173,11 +194,11 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     assert job.lr is not None
     recipe = replace(settings.recipe, lr=job.lr)
     train, val = split_validation(data, fraction=settings.val_fraction, seed=job.seed)
-    preprocessing = Preprocessing.of(train)
     pixels, labels = to_tensors(train, device)
     val_pixels, val_labels = to_tensors(val, device)
     torch.manual_seed(job.seed)
-    model = build_model(settings, job.scheme, data).to(device)
+    built = build_model(settings, job.scheme, data, train)
+    model, preprocessing = built.model.to(device), built.preprocessing
     schedule = Schedule.of(settings, len(train))
     optimizer = build_optimizer(model, recipe)
     rate = build_schedule(optimizer, recipe, steps=schedule.steps)
@@ -207,7 +228,7 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
                 losses.clear()
             if step % max(schedule.steps // 100, 1) == 0:
                 report(step / schedule.steps, loss)
-    return Trained(model, preprocessing, schedule, len(train), len(val), outcome, curve)
+    return Trained(built, schedule, len(train), len(val), outcome, curve)
 
 
 @torch.inference_mode()
@@ -232,11 +253,13 @@ def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: T
     return Outcome(accuracy, cross_entropy(logits, labels).item(), confusion)
 
 
-def _card(settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing) -> Card:
+def _card(
+    settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing, start: Mapping[str, Any]
+) -> Card:
     return Card(
         model=settings.model,
         scheme=job.scheme,
-        arguments=model_arguments(data.image_size, data.channels, len(data.classes)),
+        arguments={**start, **model_arguments(data.image_size, data.channels, len(data.classes))},
         preprocessing=preprocessing,
         classes=data.classes,
         data={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,16 @@ class Preprocessing:
             for mean, count in zip(means, counts, strict=True)
         ]
         return cls((height, width), channels, tuple(means), tuple(max(std, 1e-3) for std in deviations))
+
+    def with_normalisation(self, found: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocessing:
+        """Return the preprocessing with the mean and deviation that pretrained weights expect.
+
+        Args:
+            found: Mean and deviation; None, or those of another number of channels, change nothing.
+        """
+        if found is None or len(found[0]) != self.channels:
+            return self
+        return replace(self, mean=found[0], std=found[1])
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalise pixels (N, C, H, W) in uint8 to float32."""

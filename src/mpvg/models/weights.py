@@ -107,12 +107,11 @@ def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[s
         _adapt_channels(weights, model)
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{what} does not fit {_named(model)}: {error}{_nearest(given)}") from error
-    told = _drop_head(weights, own, model)
+    told = _settle_class_token(weights, own, given, model) + _drop_head(weights, own, model)
     kept = {name for name in own if name.endswith(".num_batches_tracked")}
     new = {name for name in own if re.search(r"(^|\.)(norm_pos|ls_pos)\.", name)}
     if new.isdisjoint(weights):
         kept |= new
-        told += [f"{len(new)} tensors of position norms are new"] if new else []
     misfits = {
         "missing": sorted(set(own) - set(weights) - kept - _head_names(model)),
         "unexpected": sorted(set(weights) - set(own)),
@@ -127,6 +126,21 @@ def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[s
         raise UserError(f"{what} does not fit {_named(model)}: {'; '.join(found)}.{_nearest(given)}")
     model.load_state_dict(weights, strict=False)
     return told
+
+
+def _settle_class_token(
+    weights: dict[str, Tensor], own: Mapping[str, Tensor], given: Mapping[str, Any], model: Any
+) -> list[str]:
+    """Begin a class token anew that the weights lack, and tell; `filter_checkpoint` drops one too many."""
+    if "cls_token" in own and "cls_token" not in weights:
+        weights["cls_token"] = own["cls_token"]
+        table = weights.get("pos_embed")
+        if table is not None and model.has_class_row and table.shape[1] == own["pos_embed"].shape[1] - 1:
+            weights["pos_embed"] = torch.cat([own["pos_embed"][:, :1], table], dim=1)
+        return ["the class token is new and untrained"]
+    if "cls_token" not in own and any(name.endswith("cls_token") for name in given):
+        return ["the class token is dropped, and the mean over the patch tokens is read out"]
+    return []
 
 
 def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:

@@ -8,7 +8,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 _NO_DIFFERENCE = "no difference shown"
 _MINUS = "\N{MINUS SIGN}"
-_NO_FINE_TUNING = {"layer_decay": None, "trains": "all"}
+_NO_FINE_TUNING = {"layer_decay": None, "trains": "all", "pretrained": False, "preserve": True}
 
 
 def headline(summary: Mapping[str, Any]) -> str:

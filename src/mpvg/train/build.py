@@ -1,4 +1,4 @@
-"""A registered model for given images, or one line on why there is none."""
+"""A model for given images, or one line on why there is none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 
+from mpvg.create import build
 from mpvg.errors import UserError, nearest
 from mpvg.scheme import PositionScheme
 from mpvg.train.freezing import freeze
@@ -14,8 +15,8 @@ from mpvg.train.freezing import freeze
 MOST_TOKENS = 4096  # that attend to each other: the work is quadratic in them
 
 
-def check_name(model: str) -> str:
-    """Return the name of a registered model.
+def check_registered(model: str) -> str:
+    """Return the name of a model that this library registers.
 
     Args:
         model: What the user gave.
@@ -88,11 +89,11 @@ def check_build(model: str, scheme: str, arguments: Mapping[str, Any], *, trains
     """
     (height, width), own = arguments["img_size"], own_size(model)
     try:
-        built = timm.create_model(model, scheme=scheme, device="meta", **arguments)
+        built = build(model, scheme, device="meta", **arguments)
     except (TypeError, ValueError) as error:
         at_own_size = {**arguments, "img_size": own}
         try:
-            fits = timm.create_model(model, scheme=scheme, device="meta", **at_own_size)
+            fits = build(model, scheme, device="meta", **at_own_size)
         except (TypeError, ValueError):  # then it is not the size
             raise UserError(f"{model} under {scheme}: {error}") from error
         step = max(fits.size_step())

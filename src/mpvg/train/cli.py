@@ -32,6 +32,7 @@ from mpvg.train.checkpoints import BestAndLast, WholeCheckpoints
 from mpvg.train.data import ImageDataModule
 from mpvg.train.module import ImageClassification
 from mpvg.train.progress import TrainingProgress
+from mpvg.weight_files import hash_of_weights
 
 LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "best.safetensors"
 _RESULTS = ("*.ckpt", WEIGHTS)
@@ -180,7 +181,7 @@ def _train(cli: Any, out: Path, console: Console) -> None:
     resumed = out / LAST if (out / LAST).is_file() else None
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
     say(console, f"{len(data.train)} images to train on, {len(data.val)} to validate on. Results: {out}.")
-    for remark in remarks(data.images):
+    for remark in [*_start(model), *remarks(data.images)]:
         say(console, remark)
     if resumed:
         read_checkpoint(resumed)  # says what is wrong with it, if anything
@@ -199,6 +200,14 @@ def _train(cli: Any, out: Path, console: Console) -> None:
         score = f"{100 * best.best_model_score:.2f} %"
         say(console, f"Best validation accuracy {score}, in {out / BEST} and {out / WEIGHTS}.")
         say(console, f"Next: mpvg test --ckpt {out / BEST}, or mpvg predict --ckpt {out / BEST} IMAGE ...")
+
+
+def _start(model: ImageClassification) -> list[str]:
+    """Say which weights a training starts from, and what of them could not be taken over."""
+    if not model.pretrained:
+        return []
+    source = f"the weights of {model.name}" if model.pretrained is True else model.pretrained
+    return [f"It starts from {source}" + "".join(f"; {told}" for told in model.told) + "."]
 
 
 def run_test(args: Sequence[str], console: Console | None = None) -> int:
@@ -277,6 +286,9 @@ def _configuration(cli: Any) -> dict[str, Any]:
         "model": model.name,
         "scheme": model.scheme,
         "arguments": model.arguments,
+        "pretrained": model.pretrained,
+        "pretrained_hash": hash_of_weights(model.pretrained),
+        "preserve": model.preserve,
         **asdict(model.recipe),
         "data": of_data.pop("source"),
         **of_data,

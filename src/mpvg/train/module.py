@@ -12,22 +12,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from mpvg.checkpoint import CARD, Card
+from mpvg.checkpoint import Card
+from mpvg.create import check_name, starting_point
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError
-from mpvg.train.build import check_build, check_name, check_scheme, model_arguments, own_size
+from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
 from mpvg.train.data import Batch, ImageDataModule
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.recipe import Recipe, build_optimizer, build_schedule, check_loss, default_lr, training_step
+from mpvg.weight_files import CARD
 
 
 class ImageClassification(lightning.LightningModule):
     """A registered model under a position scheme, trained to name images.
 
     Args:
-        name: Registered model; `mpvg models` lists them.
+        name: A model of this library (`mpvg models` lists them), or one of timm's plain vision transformers and
+            Swins, with the tag of its weights.
         scheme: Position scheme, by name or text ("mpvg:last_norm=5").
         arguments: Further arguments of `timm.create_model`, such as drop_path_rate.
+        pretrained: Weights to start from: a file or folder, or true for those of the tag, which timm fetches.
+        preserve: Start from what these weights compute, with positions behind gates; false starts position norms
+            at one.
         recipe: How to train.
     """
 
@@ -36,12 +42,16 @@ class ImageClassification(lightning.LightningModule):
         name: str = "mpvg_vit_nano",
         scheme: str = "mpvg",
         arguments: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        preserve: bool = True,
         recipe: Recipe = Recipe(),  # noqa: B008  # frozen, and jsonargparse shows its values
     ) -> None:
         super().__init__()
         self.name = check_name(name)
         self.scheme = check_scheme(scheme)
         self.arguments = arguments or {}
+        self.pretrained, self.preserve = pretrained, preserve
+        self.told: list[str] = []  # what of the pretrained weights was not taken over
         of_data = sorted(set(self.arguments) & set(model_arguments((1, 1), 1, 1)))
         if of_data:
             raise UserError(f"model argument {of_data[0]!r} is decided by the images: leave it out.")
@@ -61,19 +71,21 @@ class ImageClassification(lightning.LightningModule):
         """
         images = data.load(own_size(self.name), seed=seed, shift=self.recipe.shift)
         of_images = model_arguments(images.image_size, images.channels, len(images.classes))
-        arguments = {**self.arguments, **of_images}
+        start = starting_point(self.name, self.scheme, pretrained=self.pretrained, preserve=self.preserve)
+        arguments = {**start.arguments, **self.arguments, **of_images}
         check_build(self.name, self.scheme, arguments, trains=self.recipe.trains)
         card = Card(
             model=self.name,
             scheme=self.scheme,
             arguments=arguments,
-            preprocessing=Preprocessing.of(data.train),
+            preprocessing=Preprocessing.of(data.train).with_normalisation(start.normalisation),
             classes=images.classes,
             data=data.arguments(),
         )
         self.seed = seed
         torch.manual_seed(seed)
-        self._take(card, card.build())
+        model, self.told = start.build(self.name, self.scheme, **self.arguments, **of_images)
+        self._take(card, model)
         freeze(self.model, self.recipe.trains)
 
     def take(self, card: Card, model: torch.nn.Module, data: ImageDataModule) -> None:
