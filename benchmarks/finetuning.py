@@ -87,8 +87,9 @@ def main() -> None:
         out = work / name.replace(", ", "-").replace(" ", "_")
         start = ["--pretrained", work / f"pretrained-{pretrained}" / "best.safetensors"] if pretrained else []
         rates = "0.001,0.004" if "only" not in name else "0.004,0.016"
-        run("compare", "--data", work / "finetuning.npz", "--schemes", schemes, "--seeds", arguments.seeds, "--lr", rates,
-            "--epochs", arguments.epochs[1], "--batch-size", 50, "--out", out, *start, *options)  # fmt: skip
+        run("compare", "--data", work / "finetuning.npz", "--schemes", schemes, "--seeds", arguments.seeds,
+            "--lr", rates, "--epochs", arguments.epochs[1], "--batch-size", 50, "--out", out, *start, *options,
+        )  # fmt: skip
         with (out / "results.csv").open() as file:
             rows += [{"start": name, **{key: row[key] for key in KEPT}} for row in csv.DictReader(file)]
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)

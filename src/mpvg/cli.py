@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpvg import __version__
-from mpvg.commands import analyze, bench, compare, cost, export, models
+from mpvg.commands import analyze, bench, compare, cost, export, models, share
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
@@ -18,9 +18,11 @@ _TRAIN = ("lightning", "torchmetrics", "tensorboard")
 _EXAMPLES = """examples:
   mpvg compare --data my_images/ --img-size 32    which scheme suits my images?
   mpvg fit --data my_images/ --img-size 32 --model.scheme mpvg
+  mpvg fit --data my_images/ --img-size 224 --model.name vit_small_patch16_224.augreg_in21k --model.pretrained true
   mpvg test --ckpt runs/fit/best.ckpt
   mpvg predict --ckpt runs/fit/best.ckpt photo.png
   mpvg export runs/fit/best.ckpt --fold           for onnxruntime
+  mpvg share runs/fit/best.ckpt my_model          for timm and the Hub
   mpvg analyze runs/fit/best.ckpt --out look      what do its position embeddings do?
   mpvg cost                                       what do schemes cost, counted?
   mpvg bench --mode eager,compile                 and measured, beside timm's own models?
@@ -102,6 +104,7 @@ def _parser() -> Parser:
     for name, (_, _, help_text) in _WITH_YAML.items():
         commands.add_parser(name, help=help_text, add_help=False)
     export.add_parser(commands)
+    share.add_parser(commands)
     analyze.add_parser(commands)
     cost.add_parser(commands)
     bench.add_parser(commands)

@@ -74,9 +74,8 @@ def save(
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: name a folder.")
     directory.mkdir(parents=True, exist_ok=True)
-    config = _config(model, directory, {"label_names": list(classes)} if classes else {})
-    config["pretrained_cfg"].pop("license", None)  # that of timm's weights, which need not be these
-    config["pretrained_cfg"].update({**(preprocessing or {}), **({"license": licence} if licence else {})})
+    changes = {**(preprocessing or {}), "license": licence}  # timm's is that of weights which need not be these
+    config = _config(model, directory, changes, {"label_names": list(classes)} if classes else {})
     save_weights(directory / WEIGHTS, model, {"format": "pt"})
     write_atomically(directory / CONFIG, json.dumps(config, indent=2))
     write_atomically(directory / CARD, model_card(model, classes=classes, data=data, metrics=metrics, licence=licence))
@@ -128,9 +127,10 @@ def name_of(model: Any) -> str:
     return str(arguments.get("base") or model.pretrained_cfg["architecture"])
 
 
-def _config(model: Any, directory: Path, config: dict[str, Any]) -> Any:
+def _config(model: Any, directory: Path, changes: Mapping[str, Any], config: dict[str, Any]) -> Any:
     """Return timm's configuration of a model, which timm can only write to a file."""
-    draft = directory / f".{CONFIG}"
+    own, draft = model.pretrained_cfg, directory / f".{CONFIG}"
+    model.pretrained_cfg = {**own, **changes}
     try:
         save_config_for_hf(model, str(draft), model_config=config, model_args=_arguments(model))
         return json.loads(draft.read_text())
@@ -139,6 +139,7 @@ def _config(model: Any, directory: Path, config: dict[str, Any]) -> Any:
             f"{error} A model is saved by its name and arguments: create it with arguments that JSON can hold."
         ) from error
     finally:
+        model.pretrained_cfg = own
         draft.unlink(missing_ok=True)
 
 
