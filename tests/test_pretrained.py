@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 
+import mpvg
 from helpers import images, perturb
 from mpvg.checkpoint import load_model
 from mpvg.cli import main
 from mpvg.create import starting_point
+from mpvg.data.sources import load_data
 from mpvg.train import cli
 from test_data import arrays, save
 from test_train import fit
@@ -68,6 +71,32 @@ def test_images_are_normalised_as_the_weights_expect(dataset: str, plain: Path, 
         assert (mean == load_model(plain)[0].preprocessing.mean) == (expected is not None)
 
 
+def test_other_sizes(dataset: str, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained at 8 pixels, fine-tuned on oblong images, tested and asked at 16."""
+    oblong = {key: np.repeat(value, 2, axis=2) for key, value in arrays().items() if key.endswith("images")}
+    out = tmp_path / "oblong"
+    words = ["--model.pretrained", str(plain), "--trainer.max_epochs", "1"]
+    assert fit(save(tmp_path / "oblong.npz", **oblong), out, *words) == 0
+    card, model = load_model(out / "best.ckpt")
+    assert card.preprocessing.size == (8, 16)
+    assert model.pos_embed.shape[1] == 4 * 8
+    capsys.readouterr()
+    assert main(["test", "--ckpt", str(plain), "--img-size", "16", "--json"]) == 0
+    tested = json.loads(capsys.readouterr().out)
+    assert main(["test", "--ckpt", str(plain), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] != tested["loss"]
+    pixels = load_data(dataset, img_size=16).test
+    classifier = mpvg.load(plain, img_size=16)
+    assert classifier.model.pos_embed.shape[1] == 8 * 8
+    right = [
+        one["top5"][0]["name"] == str(label)
+        for one, label in zip(classifier.predict(pixels.images), pixels.labels, strict=True)
+    ]
+    assert np.mean(right) == pytest.approx(tested["accuracy"], abs=1e-6)
+    assert main(["test", "--ckpt", str(plain), "--img-size", "9"]) == 2
+    assert "--img-size 8, say" in capsys.readouterr().err
+
+
 def test_a_model_of_timm(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = perturb(timm.create_model("vit_tiny_patch16_224", img_size=8, **SHAPE), std=0.05)
     file = tmp_path / "timm.pth"
@@ -92,7 +121,7 @@ def test_a_model_of_timm(dataset: str, tmp_path: Path, capsys: pytest.CaptureFix
     x = images(2, card.preprocessing.channels, *card.preprocessing.size)
     with torch.no_grad():
         assert torch.equal(again(x), tuned(x))
-    assert again.pretrained_cfg["mean"] == card.preprocessing.mean
+    assert tuple(again.pretrained_cfg["mean"]) == card.preprocessing.mean
     config = json.loads((tmp_path / "shared" / "config.json").read_text())
     assert config["label_names"] == list(card.classes)
     assert config["pretrained_cfg"]["license"] == "mit"

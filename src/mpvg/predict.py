@@ -10,9 +10,10 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 
-from mpvg.checkpoint import Card, load_model
+from mpvg.checkpoint import Card, load_model, resize
 from mpvg.data.images import read_image, to_pixels
 
 Image = Any  # a path, a Pillow image, or pixels (H, W), (H, W, 1) or (H, W, 3) in uint8
@@ -110,12 +111,16 @@ class Classifier:
         return to_pixels(image, size=preprocessing.size, channels=preprocessing.channels)
 
 
-def load(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Classifier:
+def load(
+    checkpoint: str | Path, *, device: torch.device | str = "cpu", img_size: int | tuple[int, int] | None = None
+) -> Classifier:
     """Load a model that `mpvg fit` trained.
 
     Args:
         checkpoint: Its .ckpt or .safetensors file; nothing else is needed.
         device: Where to compute.
+        img_size: Side, or height and width, in pixels at which to see images; None for that of the training. The
+            position table is resampled.
 
     Returns:
         The model with its preprocessing and class names.
@@ -123,7 +128,11 @@ def load(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Class
     Raises:
         UserError: The checkpoint cannot be used.
     """
-    return Classifier(*load_model(checkpoint), device)
+    card, model = load_model(checkpoint)
+    size = card.preprocessing.size if img_size is None else to_2tuple(img_size)
+    if size != card.preprocessing.size:
+        card = resize(card, model, size)
+    return Classifier(card, model, device)
 
 
 def _listed(images: Image | Iterable[Image]) -> list[Image]:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from mpvg.checkpoint import Card, load_model, read_checkpoint, save_safetensors
+from mpvg.checkpoint import Card, load_model, read_checkpoint, resize, save_safetensors
 from mpvg.commands.yaml_options import HelpFormatter, OneLineErrors
 from mpvg.console import say
 from mpvg.data.fingerprint import fingerprint
@@ -57,10 +57,12 @@ examples:
   mpvg fit --print_config > my.yaml"""
 
 _TEST = """Test a checkpoint on the test split of the images it was trained on, or of others of the same classes.
+With another --img-size than that of its training, its position table is resampled.
 
 examples:
   mpvg test --ckpt runs/fit/best.ckpt
-  mpvg test --ckpt runs/fit/best.safetensors --data more_images/"""
+  mpvg test --ckpt runs/fit/best.safetensors --data more_images/
+  mpvg test --ckpt runs/fit/best.ckpt --img-size 48"""
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
@@ -232,7 +234,11 @@ def run_test(args: Sequence[str], console: Console | None = None) -> int:
         found: dict[str, Any] = {}
 
         def take_card(config: Any, given: Any) -> None:
-            found["card"], found["model"] = load_model(config.ckpt)
+            card, model = load_model(config.ckpt)
+            side = given.get("data.img_size")
+            if side is not None and (side, side) != card.preprocessing.size:
+                card = resize(card, model, (side, side))
+            found.update(card=card, model=model)
             _follow_card(found["card"], config, given)
 
         cli = Cli(args, command="test", description=_TEST, options=options, adjust=take_card)
