@@ -77,6 +77,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         if self.pool_include_prefix:
             raise ValueError("pool_include_prefix=True: schemes average patch tokens only, leave it out.")
         self.make_layerwise(scheme, pos_embed)
+        check_size(self.patch_embed.img_size, self.patch_step())
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
@@ -90,7 +91,6 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             gated: Whether each block's position starts behind a gate that is shut.
         """
         self.backbone_stride = getattr(self.patch_embed, "feature_ratio", (1, 1))  # of hybrids: patches of its map
-        check_size(self.patch_embed.img_size, self.size_step())
         plan = scheme.plan(len(self.blocks))
         check_table(scheme, plan, pos_embed, self.embed_dim)
         norms = [norm for norm in (self.norm, self.fc_norm) if not isinstance(norm, nn.Identity)]
@@ -176,7 +176,17 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         return self.norm_pre(x), self._at_tokens(positions, keep), grid_size
 
     def size_step(self) -> tuple[int, int]:
-        """Return the pixels (H, W) of which image sizes must be multiples."""
+        """Return the pixels (H, W) of which image sizes must be multiples.
+
+        A timm model may be built for a size that is none, such as SigLIP's 384 pixels in patches of 14: it does not see
+        the rest.
+        """
+        step, size = self.patch_step(), self.patch_embed.img_size
+        is_cut = self.patch_embed.strict_img_size and (size[0] % step[0] != 0 or size[1] % step[1] != 0)
+        return (1, 1) if is_cut else step
+
+    def patch_step(self) -> tuple[int, int]:
+        """Return the pixels (H, W) of which whole patches are made."""
         if self.patch_embed.dynamic_img_pad:
             return (1, 1)
         patch, stride = self.patch_embed.patch_size, self.backbone_stride
