@@ -184,9 +184,8 @@ def mpvg(
     if not base:
         raise ValueError("timm.create_model('mpvg') needs base=..., the name of the architecture to convert.")
     wanted = PositionScheme.parse(scheme)
-    of_base = dict(base_args or {})
-    if base.startswith("mpvg_"):
-        of_base["scheme"] = "default" if wanted.class_token else "gap"
+    timm_args = {**(base_args or {}), **timm_args}  # timm would set what it is not told, such as img_size
+    of_base = {"scheme": "default" if wanted.class_token else "gap"} if base.startswith("mpvg_") else {}
     fetch = pretrained and pretrained_cfg is None
     overlay, cache_dir = timm_args.pop("pretrained_cfg_overlay", None), timm_args.pop("cache_dir", None)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -148,6 +148,11 @@ class LayerAttention(Block):
         elif self.pos_embed is None:
             weight = self.norm1.weight
             self.pos_embed = nn.Parameter(weight.new_zeros(1, self.layers, len(weight)))
+        if gated and layerwise and not joins:
+            assert self.pos_embed is not None
+            with torch.no_grad():  # of zeros, behind a shut gate, nothing would have a gradient
+                drawn = trunc_normal_(torch.empty_like(self.pos_embed), std=0.02)
+                self.pos_embed.copy_(torch.where(self.pos_embed.any(), self.pos_embed, drawn))
 
     def init_weights(self) -> None:
         """Start from a table of zeros."""
