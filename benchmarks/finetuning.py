@@ -22,15 +22,15 @@ import numpy as np
 from mpvg.files import as_csv, write_atomically
 
 PRETRAINED_CLASSES, IMAGES_A_CLASS = 80, 50
-POOLED, TOKEN = "gap,gap_last,lape_gap,pvg,mpvg", "default,lape,pvg_cls,mpvg"
+POOLED, TOKEN = "gap,lape_gap,pvg,mpvg", "default,lape,pvg_cls,mpvg"
 STARTS: dict[str, tuple[str | None, str, list[str]]] = {  # pretrained scheme, schemes, options
-    "scratch": (None, "gap,default,lape,lape_gap,pvg,mpvg", []),
+    "scratch": (None, "gap,default,mpvg", []),
     "pooled, preserving": ("gap", POOLED, []),
     "pooled, norms at one": ("gap", POOLED, ["--no-preserve"]),
     "class token, preserving": ("default", TOKEN, []),
     "class token, norms at one": ("default", TOKEN, ["--no-preserve"]),
     "pooled, head only": ("gap", "gap", ["--trains", "head"]),
-    "pooled, positions and head only": ("gap", "gap,gap_last,pvg,mpvg", ["--trains", "positions"]),
+    "pooled, positions and head only": ("gap", "gap,mpvg", ["--trains", "positions"]),
 }
 KEPT = ("scheme", "seed", "lr", "accuracy", "val_accuracy", "parameters", "steps", "epochs", "batch_size", "trains",
         "preserve", "lr_tried", "mpvg", "torch", "timm", "hardware", "seconds")  # fmt: skip
