@@ -180,7 +180,7 @@ def test_training_and_comparison_start_alike(dataset: str, plain: Path, tmp_path
         (["--model.pretrained", "none.pth"], "none.pth is no file"),
         (["--model.pretrained", "true"], "nobody has published weights of mpvg_vit_nano"),
         (["--model.name", "vit_tny"], "model 'vit_tny' is unknown (did you mean 'vit_tiny"),
-        (["--model.name", "resnet50"], "model 'resnet50' is unknown"),
+        (["--model.name", "resnet50"], "model 'resnet50' is not converted"),
         (["--model.name", "vit_base_patch16_18x2_224", "--img-size", "16"], "ParallelThingsBlock"),
         (["--model.name", "mpvg_vit_lite_7_4_32", "--model.pretrained", "PLAIN"], "does not fit mpvg_vit_lite_7_4_32"),
         (["--model.scheme", "gap", "--model.pretrained", "MPVG"], "norm_pos"),
@@ -206,9 +206,9 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("mpvg.create.build", fail)
     start = starting_point("vit_tiny_patch16_224.augreg_in21k", "mpvg", pretrained=True)
-    assert start.normalisation == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert start.origin.normalisation == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match=r"could not be fetched \(no network\).*Name a file"):
-        start.build("vit_tiny_patch16_224.augreg_in21k", "mpvg")
+        start.build("mpvg")
 
 
 @pytest.mark.parametrize(

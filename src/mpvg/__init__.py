@@ -6,6 +6,7 @@ model = timm.create_model("mpvg_deit_tiny_patch16_224", scheme="mpvg")
 
 import timm  # noqa: F401  # first of all: measured, importing torch before timm makes both a tenth slower
 
+from mpvg import converted as converted
 from mpvg import models as models
 from mpvg.convert import convert
 from mpvg.create import create_model

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from timm.layers import trunc_normal_
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -23,12 +22,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mpvg.fold import Folded
+from mpvg.models.arguments import arguments_of
 from mpvg.models.mpvg_swin import LayerwiseSwin
 from mpvg.models.mpvg_vit import LayerwiseVisionTransformer
 from mpvg.position import Layerwise
+from mpvg.published import ENTRY
 from mpvg.scheme import PositionScheme, SchemeLike
 
-ENTRY = "mpvg"  # under which timm's registry finds converted models
 _CLASSES: Mapping[type, Any] = {VisionTransformer: LayerwiseVisionTransformer, SwinTransformer: LayerwiseSwin}
 
 
@@ -194,14 +194,3 @@ def _full_name(cfg: Mapping[str, Any]) -> str | None:
     """Return timm's name of an architecture, with the tag of its weights."""
     name, tag = cfg.get("architecture"), cfg.get("tag")
     return f"{name}.{tag}" if name and tag else name
-
-
-def arguments_of(model: Any) -> dict[str, Any]:
-    """Return what `timm.create_model` was told of a model, and what was changed since.
-
-    Args:
-        model: A model of timm or of this library.
-    """
-    recorded: dict[str, Any] = getattr(timm.models, "get_model_args", lambda model: {})(model)  # not in timm 1.0.26
-    now = {"num_classes": model.num_classes, "in_chans": model.in_chans, "img_size": model.patch_embed.img_size}
-    return {**recorded, **now}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from timm.models._hub import save_config_for_hf
 
 import mpvg
 from mpvg.checkpoint import save_weights
-from mpvg.convert import ENTRY, arguments_of
 from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.fold import Folded
+from mpvg.models.arguments import arguments_of
 from mpvg.position import Layerwise
+from mpvg.published import ENTRY
 from mpvg.weight_files import check_finite
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -76,6 +79,10 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     changes = {**(preprocessing or {}), "license": licence}  # timm's is that of weights which need not be these
     config = _config(model, directory, changes, {"label_names": list(classes)} if classes else {})
+    _check_rebuilt(model, config)
+    # timm 1.0.26 leaves what the architecture was made for
+    now = {"input_size": (model.in_chans, *model.patch_embed.img_size), "num_classes": model.num_classes}
+    config["pretrained_cfg"].update(now)
     save_weights(directory / WEIGHTS, model, {"format": "pt"})
     write_atomically(directory / CONFIG, json.dumps(config, indent=2))
     write_atomically(directory / CARD, model_card(model, classes=classes, data=data, metrics=metrics, licence=licence))
@@ -94,20 +101,25 @@ def model_card(
     architecture, scheme = name_of(model), str(model.scheme)
     channels, (height, width) = arguments_of(model)["in_chans"], model.patch_embed.img_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    header = ["library_name: timm", *([f"license: {licence}"] if licence else []), "pipeline_tag: image-classification",
-              "tags:", "- image-classification", "- timm", "- mpvg"]  # fmt: skip
-    shown = "" if not classes else ": " + ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    terms = [f"license: {_yaml(licence)}"] if licence else []
+    header = ["library_name: timm", *terms, "pipeline_tag: image-classification", "tags:",
+              "- image-classification", "- timm", "- mpvg"]  # fmt: skip
+    shown = (
+        ""
+        if not classes
+        else ": " + ", ".join(_inline(name) for name in classes[:10]) + (", ..." if len(classes) > 10 else "")
+    )
     facts = {
         "Architecture": f"{architecture}, {parameters:,} parameters",
         "Position scheme": f"`{scheme}`",
         "Images": f"{height} x {width} pixels, {channels} channels",
         "Classes": f"{model.num_classes}{shown}",
-        "Data": data or "not stated",
-        "Licence of the weights": licence or "not stated",
+        "Data": _inline(data or "not stated"),
+        "Licence of the weights": _inline(licence or "not stated"),
         "Written by": f"mpvg {mpvg.__version__}, timm {timm.__version__}, torch {torch.__version__}",
     }
-    measured = [f"| {name} | {value} |" for name, value in (metrics or {}).items()]
-    table = ["| metric | value |", "|---|---|", *measured] if measured else ["None were stated."]
+    measured = [f"| {_inline(name)} | {_inline(value)} |" for name, value in (metrics or {}).items()]
+    table = ["| metric | value |", "|---|---|", *measured] if measured else ["Metrics: not stated."]
     cited = [text for name, text in _CITATIONS.items() if name == "mpvg" or any(model.plan.blocks)]
     lines = [
         "---", *header, "---", f"# {architecture} under position scheme {scheme}", "",
@@ -121,6 +133,15 @@ def model_card(
     return "\n".join(lines)
 
 
+def _inline(text: object) -> str:
+    """Return a text that stays on its line of Markdown and in its cell of a table."""
+    return re.sub(r"([\\`|*<\[\]])", r"\\\1", " ".join(str(text).split()))
+
+
+def _yaml(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text)
+
+
 def name_of(model: Any) -> str:
     """Return the name of a model's architecture: timm's where it was converted."""
     arguments = getattr(model, "_model_args", {})
@@ -132,7 +153,7 @@ def _config(model: Any, directory: Path, changes: Mapping[str, Any], config: dic
     own, draft = model.pretrained_cfg, directory / f".{CONFIG}"
     model.pretrained_cfg = {**own, **changes}
     try:
-        save_config_for_hf(model, str(draft), model_config=config, model_args=_arguments(model))
+        save_config_for_hf(model, draft, model_config=config, model_args=_arguments(model))
         return json.loads(draft.read_text())
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -141,6 +162,21 @@ def _config(model: Any, directory: Path, changes: Mapping[str, Any], config: dic
     finally:
         model.pretrained_cfg = own
         draft.unlink(missing_ok=True)
+
+
+def _check_rebuilt(model: Any, config: Mapping[str, Any]) -> None:
+    """Refuse a model that its name and arguments do not tell, such as one with blocks cut away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin = timm.create_model(config["architecture"], device="meta", **config["model_args"])
+    own, built = ({name: value.shape for name, value in one.state_dict().items()} for one in (model, twin))
+    differing = [name for name in {**own, **built} if own.get(name) != built.get(name)]
+    if differing:
+        raise UserError(
+            f"{name_of(model)} with the arguments that are noted of this {type(model).__name__} is another model "
+            f"({differing[0]} is the first of {len(differing)} tensors that differ): create it by mpvg.create_model "
+            "with all its arguments, and change it by set_input_size and reset_classifier only."
+        )
 
 
 def _arguments(model: Any) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +42,59 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = find_weights(Path(path).expanduser())
     content, _ = read_file(path)
-    wrapped = content
+    return unwrap(content, what=str(path))
+
+
+class Origin(NamedTuple):
+    """What is known of the images that weights were trained on.
+
+    image_size: Height and width in pixels, or None.
+    normalisation: Mean and deviation of each channel, or None.
+    """
+
+    image_size: tuple[int, int] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def read_origin(path: str | Path) -> Origin:
+    """Return what stands in or beside a file of weights: the card of `mpvg fit`, or timm's configuration.
+
+    Args:
+        path: As for `read_weights`.
+    """
+    path = find_weights(Path(path).expanduser())
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(CARD)
+            card = None if text is None else json.loads(text)
+        else:
+            card = read_file(path)[0].get(CARD)
+        if card is not None:
+            found = card["preprocessing"]
+            height, width = found["size"]
+        else:
+            found = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
+            _, height, width = found["input_size"]
+        return Origin((int(height), int(width)), (tuple(found["mean"]), tuple(found["std"])))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):  # nothing does
+        return Origin()
+
+
+def unwrap(content: Any, *, what: str) -> dict[str, Tensor]:
+    """Return the state dict in what a file holds.
+
+    Args:
+        content: What the file holds.
+        what: The file, for the message.
+
+    Returns:
+        Weights by name, without what wrappers put around them.
+
+    Raises:
+        UserError: It holds something else, or a weight is NaN or infinite.
+    """
+    path, wrapped = what, content
     while isinstance(wrapped, Mapping):
         content, inner = wrapped, [wrapped[name] for name in WRAPPERS if isinstance(wrapped.get(name), Mapping)]
         wrapped = inner[0] if inner else None
@@ -56,7 +110,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    check_finite(weights, what=str(path))
+    check_finite(weights, what=what)
     return weights
 
 
@@ -76,29 +130,6 @@ def check_finite(weights: Mapping[str, Tensor], *, what: str) -> None:
             f"{what} has weights that are NaN or infinite, in {len(broken)} of {len(weights)} tensors ({broken[0]} is "
             "the first): use weights from before the loss was lost."
         )
-
-
-def read_normalisation(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and deviation of each channel of the images that weights were trained on, if the file says so.
-
-    Args:
-        path: As for `read_weights`: files of `mpvg fit` say so in their card, folders of timm in config.json.
-    """
-    path = find_weights(Path(path).expanduser())
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(CARD)
-            card = None if text is None else json.loads(text)
-        else:
-            card = read_file(path)[0].get(CARD)
-        if card is not None:
-            found = card["preprocessing"]
-        else:
-            found = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
-        return tuple(found["mean"]), tuple(found["std"])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def hash_of_weights(pretrained: str | Path | bool) -> str | None:
@@ -148,7 +179,9 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
             with safe_open(path, framework="pt") as file:
                 names: list[str] = file.keys()
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-        return torch.load(path, map_location="cpu", weights_only=True), {}
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # what torch warns of is told below, or no fault
+            return torch.load(path, map_location="cpu", weights_only=True), {}  # training scripts add their options
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds pickled objects other than tensors, which could run code, and was not read: use "
@@ -159,14 +192,18 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
             f"{path} cannot be read as .safetensors ({error}): it is half-written, damaged or something else. Copy it "
             "again."
         ) from error
-    except OSError:
-        raise
     except Exception as error:  # torch.load raises nearly anything on a file that is something else
+        if isinstance(error, OSError) and error.filename:
+            raise  # it cannot be opened; without a name, torch has sought beyond the end of half a file
+        said = " ".join(str(error).partition(". ")[0].split())
+        if "TorchScript" in said:
+            raise UserError(f"{path} holds a TorchScript program, no weights: save its state_dict().") from error
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({str(error).partition('. ')[0] or type(error).__name__}): it is "
+            f"{path} cannot be read as a checkpoint ({said if ' ' in said else type(error).__name__}): it is "
             "half-written, damaged or something else. Copy it again."
         ) from error
 
 
 def _what(value: object) -> str:
-    return "nothing" if value is None or value == {} else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "nothing" if value is None or value == {} else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

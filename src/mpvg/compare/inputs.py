@@ -42,7 +42,7 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, s
     for name in names:
         start = starting_point(settings.model, name, pretrained=settings.pretrained, preserve=settings.preserve)
         arguments = {**start.arguments, **of_images}
-        built[name] = check_build(settings.model, name, arguments, trains=settings.recipe.trains)
+        built[name] = check_build(start.name, name, arguments, trains=settings.recipe.trains)
     return built, data
 
 

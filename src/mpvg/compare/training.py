@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -18,7 +18,7 @@ from mpvg.analysis.record import correlation_by_block
 from mpvg.checkpoint import Card, save_safetensors
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
-from mpvg.create import starting_point
+from mpvg.create import Start, starting_point
 from mpvg.data.batches import epoch_batches
 from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, Split, absolute_source, split_validation
@@ -71,13 +71,13 @@ class Trained(NamedTuple):
 class Built(NamedTuple):
     """A model at the start of its training.
 
-    start: Arguments that the weights it starts from ask for.
+    start: What it starts from.
     told: What of these weights was not taken over, in words.
     """
 
     model: Any
     preprocessing: Preprocessing
-    start: dict[str, Any]
+    start: Start
     told: list[str]
 
 
@@ -92,9 +92,9 @@ def build_model(settings: Settings, scheme: str, data: ImageData, train: Split) 
     """
     start = starting_point(settings.model, scheme, pretrained=settings.pretrained, preserve=settings.preserve)
     arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    model, told = start.build(settings.model, scheme, **arguments)
+    model, told = start.build(scheme, **arguments)
     freeze(model, settings.recipe.trains)
-    return Built(model, Preprocessing.of(train).with_normalisation(start.normalisation), start.arguments, told)
+    return Built(model, Preprocessing.of(train).with_normalisation(start.origin.normalisation), start, told)
 
 
 def train_and_test(
@@ -253,13 +253,11 @@ def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: T
     return Outcome(accuracy, cross_entropy(logits, labels).item(), confusion)
 
 
-def _card(
-    settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing, start: Mapping[str, Any]
-) -> Card:
+def _card(settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing, start: Start) -> Card:
     return Card(
-        model=settings.model,
+        model=start.name,
         scheme=job.scheme,
-        arguments={**start, **model_arguments(data.image_size, data.channels, len(data.classes))},
+        arguments={**start.arguments, **model_arguments(data.image_size, data.channels, len(data.classes))},
         preprocessing=preprocessing,
         classes=data.classes,
         data={

@@ -10,6 +10,7 @@ from timm.layers import PatchEmbed, register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg
 from torch import nn
 
+from mpvg.models.arguments import note_arguments
 from mpvg.models.weights import filter_checkpoint
 from mpvg.scheme import Plan, PositionScheme
 from mpvg.tables import POS_EMBEDS
@@ -165,7 +166,7 @@ def create(cls: Any, variant: str, *, pretrained: bool, out_indices: Any, **mode
     Returns:
         The model, or its feature extractor.
     """
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         cls,
         variant,
         pretrained,
@@ -173,6 +174,8 @@ def create(cls: Any, variant: str, *, pretrained: bool, out_indices: Any, **mode
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **model_args,
     )
+    note_arguments(model, model_args)
+    return model
 
 
 def cfg(**overrides: Any) -> dict[str, Any]:

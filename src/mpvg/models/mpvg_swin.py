@@ -22,6 +22,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from mpvg.blocks import receive
+from mpvg.models.arguments import note_arguments
 from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
 from mpvg.position import Blocks, Layerwise, Positions, position_modules
 from mpvg.scheme import PositionScheme, SchemeLike
@@ -348,6 +349,7 @@ class LayerwiseSwin(Layerwise, SwinTransformer):
         trial._take_windows()
         table, old_size = self.pos_embed, self.patch_embed.grid_size
         super().set_input_size(img_size, patch_size, **changes)
+        note_arguments(self, {"patch_size": patch_size, **changes})
         self._take_windows()
         if table is not None:
             new_size = self.patch_embed.grid_size

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpvg.blocks import Block, receive
+from mpvg.models.arguments import note_arguments
 from mpvg.models.common import cfg, check_arguments, check_size, check_table, create
 from mpvg.position import Blocks, Layerwise, Positions
 from mpvg.scheme import PositionScheme, SchemeLike
@@ -346,6 +347,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         table, old_size = self.pos_embed, self.patch_embed.grid_size
         self.pos_embed = None  # timm would count a row for every prefix token
         super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given
+        note_arguments(self, {"patch_size": self.patch_embed.patch_size})
         if table is not None:
             resized = resize_table(table, self.pos_kind, self.patch_embed.grid_size, old_size, self.has_class_row)
             table = nn.Parameter(resized.detach(), requires_grad=table.requires_grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mpvg.errors import UserError
 from mpvg.models.architectures import nearest_architecture
 from mpvg.position import Layerwise
+from mpvg.scheme import SCHEMES
 from mpvg.tables import resize_table
 from mpvg.weight_files import WRAPPERS
 
@@ -85,7 +87,14 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     return model
 
 
-def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[str]:
+def load_weights(
+    model: Any,
+    weights: Mapping[str, Any],
+    *,
+    what: str,
+    image_size: tuple[int, int] | None = None,
+    preserve: bool = True,
+) -> list[str]:
     """Load weights of a plain or a layer-wise model, at another size, of other classes or channels.
 
     Position norms and gates that plain weights lack keep their start, and so does a head for other classes.
@@ -94,6 +103,8 @@ def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[s
         model: A model of this library, changed in place.
         weights: State dict, by timm's or official names.
         what: Where they come from, for the message.
+        image_size: Of the images that they were trained on (H, W), where that is known.
+        preserve: Whether a table that timm's Swin lacks starts at zero where it joins the input, as in `convert`.
 
     Returns:
         What was not taken over, in words.
@@ -103,18 +114,29 @@ def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[s
     """
     own, given = model.state_dict(), dict(weights)
     try:
-        weights = filter_checkpoint(weights, model)
+        weights = filter_checkpoint(weights, model, image_size=image_size)
         _adapt_channels(weights, model)
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{what} does not fit {_named(model)}: {error}{_nearest(given)}") from error
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{what} does not fit {_named(model)}: {said}.{_nearest(given)}") from error
     told = _settle_class_token(weights, own, given, model) + _drop_head(weights, own, model)
     kept = {name for name in own if name.endswith(".num_batches_tracked")}
     new = {name for name in own if re.search(r"(^|\.)(norm_pos|ls_pos)\.", name)}
     if new.isdisjoint(weights):
         kept |= new
+    if (
+        isinstance(model, swin_transformer.SwinTransformer)
+        and model.pos_embed is not None
+        and "pos_embed" not in weights
+    ):
+        kept.add("pos_embed")
+        told.append("the position table is new")
+        if preserve and model.joins_input:
+            nn.init.zeros_(model.pos_embed)
+    absent = kept | _head_names(model)
     misfits = {
-        "missing": sorted(set(own) - set(weights) - kept - _head_names(model)),
-        "unexpected": sorted(set(weights) - set(own)),
+        "missing": [name for name in own if name not in weights and name not in absent],
+        "unexpected": [name for name in weights if name not in own],
         "of another shape": [
             f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
             for name in own
@@ -123,7 +145,8 @@ def load_weights(model: Any, weights: Mapping[str, Any], *, what: str) -> list[s
     }
     found = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in misfits.items() if names]
     if found:
-        raise UserError(f"{what} does not fit {_named(model)}: {'; '.join(found)}.{_nearest(given)}")
+        remedy = _other_scheme(given, model, misfits) or _nearest(given)
+        raise UserError(f"{what} does not fit {_named(model)}: {'; '.join(found)}.{remedy}")
     model.load_state_dict(weights, strict=False)
     return told
 
@@ -143,14 +166,36 @@ def _settle_class_token(
     return []
 
 
+def _other_scheme(weights: Mapping[str, Any], model: Any, misfits: Mapping[str, list[str]]) -> str:
+    """Name the schemes that have the position norms of layer-wise weights, where nothing else is wrong with them."""
+    pattern = r"(.*\.)?(norm_pos|ls_pos)\.\w+|cls_token|pos_embed"
+    wrong = [name.partition(" ")[0] for names in misfits.values() for name in names]
+    if not all(re.fullmatch(pattern, name) for name in wrong) or wrong == ["pos_embed"]:
+        return ""
+    is_swin = isinstance(model, swin_transformer.SwinTransformer)
+    parts = [part.removesuffix("norm1.weight") for part in model.state_dict() if part.endswith(".norm1.weight")]
+    blocks = [f"{part}norm_pos.weight" in weights for part in parts]
+    fitting = []
+    for name, scheme in SCHEMES.items():
+        if len(parts) < 2 and scheme.layerwise:
+            continue  # it may have no meaning
+        plan = scheme.plan(len(parts), first_block=is_swin)
+        found = ([source is not None for source in plan.blocks], plan.last is not None, scheme.class_token)
+        if found == (blocks, "norm_pos.weight" in weights, "cls_token" in weights):
+            fitting.append(f"scheme={name!r}")
+    return f" They are weights of another scheme: use {' or '.join(fitting)}." if fitting else ""
+
+
 def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:
     """Sum or repeat the first convolution's channels, as timm does for images of another number of them."""
     first = model.pretrained_cfg.get("first_conv") or ()
+    tells_base = "base_chans" in inspect.signature(adapt_input_conv).parameters  # not in timm 1.0.26, which expects 3
     for name in (first,) if isinstance(first, str) else first:
         kernel = weights.get(f"{name}.weight")
         own = dict(model.named_parameters()).get(f"{name}.weight")
         if kernel is not None and own is not None and kernel.shape[1] != own.shape[1]:
-            weights[f"{name}.weight"] = adapt_input_conv(own.shape[1], kernel, base_chans=kernel.shape[1])
+            base = {"base_chans": kernel.shape[1]} if tells_base else {}
+            weights[f"{name}.weight"] = adapt_input_conv(own.shape[1], kernel, **base)
 
 
 def _head_names(model: Any) -> set[str]:
@@ -182,7 +227,13 @@ def _nearest(weights: Mapping[str, Any]) -> str:
     return f" {fitting} of its {len(weights)} tensors fit {name}." if name else ""
 
 
-def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official: bool = False) -> dict[str, Tensor]:
+def filter_checkpoint(
+    state_dict: Mapping[str, Any],
+    model: Any,
+    *,
+    is_official: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
     """Return `state_dict` by the model's names, with its position table and class token fitted to the model.
 
     A class token that the model lacks is dropped with its row, a learned table is resampled to the model's grid and a
@@ -193,6 +244,8 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official:
         model: The model that is to load them.
         is_official: Whether the table's grid is square wherever it can be. Otherwise a table of as many rows as the
             model's is taken to have the model's grid.
+        image_size: Of the images that the weights were trained on (H, W); None for what a shared model's configuration
+            says, if it is one.
 
     Returns:
         Weights by the model's names.
@@ -212,8 +265,14 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official:
         {} if hasattr(model.patch_embed.proj, "weight") or kernel not in weights else {kernel: weights.pop(kernel)}
     )
     has_class_token = "cls_token" in weights
+    source_grid = _source_grid(image_size, weights | foreign, model)
     is_swin = isinstance(model, swin_transformer.SwinTransformer)
+    headless = is_swin and not any(name.startswith(("head.", "layers.0.downsample.")) for name in weights)
+    if headless:  # timm 1.0.26 knows Swin's own names by its head alone
+        weights["head.fc.weight"] = torch.empty(0)
     weights = (swin_transformer if is_swin else vision_transformer).checkpoint_filter_fn(weights, model) | foreign
+    if headless:
+        del weights["head.fc.weight"]
     if not model.has_class_token:
         weights.pop("cls_token", None)
     if model.pos_embed is not None and model.pos_kind != "learn":
@@ -221,7 +280,7 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Any, *, is_official:
         weights["pos_embed"] = own if table is None or table.numel() != own.numel() else table.reshape(own.shape)
     elif model.pos_embed is not None and table is not None:
         table = _drop_register_rows(table, has_class_token, weights, model)
-        rows = _fit_table(table, has_class_token, model, is_official)
+        rows = _fit_table(table, has_class_token, model, is_official, source_grid)
         weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
     return weights
 
@@ -238,7 +297,21 @@ def _drop_register_rows(table: Tensor, has_class_token: bool, weights: dict[str,
     return torch.cat([table[:, :first], table[:, first + registers :]], dim=1)
 
 
-def _fit_table(table: Tensor, has_class_token: bool, model: Any, is_official: bool) -> Tensor:
+def _source_grid(
+    image_size: tuple[int, int] | None, weights: Mapping[str, Tensor], model: Any
+) -> tuple[int, int] | None:
+    """Return the grid (H, W) that weights were trained at, where it is known."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if image_size is None and cfg.get("source") in ("local-dir", "hf-hub"):
+        image_size = tuple(cfg["input_size"][1:])
+    kernel, plain = weights.get("patch_embed.proj.weight"), hasattr(model.patch_embed.proj, "weight")
+    patch = kernel.shape[2:] if kernel is not None and kernel.ndim == 4 and plain else model.patch_embed.patch_size
+    return image_size and (image_size[0] // patch[0], image_size[1] // patch[1])
+
+
+def _fit_table(
+    table: Tensor, has_class_token: bool, model: Any, is_official: bool, source_grid: tuple[int, int] | None
+) -> Tensor:
     grid, class_row, old_size = model.patch_embed.grid_size, False, None
     if table.ndim == 4:
         old_size, table = (table.shape[1], table.shape[2]), table.flatten(1, 2)
@@ -247,7 +320,8 @@ def _fit_table(table: Tensor, has_class_token: bool, model: Any, is_official: bo
         patches = table.shape[1] - with_row
         square = (isqrt(patches), isqrt(patches)) if isqrt(patches) ** 2 == patches else None
         same = grid if patches == grid[0] * grid[1] else None
-        old_size = (square or same) if is_official else (same or square)
+        known = source_grid if source_grid and source_grid[0] * source_grid[1] == patches else None
+        old_size = known or ((square or same) if is_official else (same or square))
         if old_size is not None:
             class_row = with_row
             break

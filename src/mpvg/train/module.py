@@ -73,18 +73,18 @@ class ImageClassification(lightning.LightningModule):
         of_images = model_arguments(images.image_size, images.channels, len(images.classes))
         start = starting_point(self.name, self.scheme, pretrained=self.pretrained, preserve=self.preserve)
         arguments = {**start.arguments, **self.arguments, **of_images}
-        check_build(self.name, self.scheme, arguments, trains=self.recipe.trains)
+        check_build(start.name, self.scheme, arguments, trains=self.recipe.trains)
         card = Card(
-            model=self.name,
+            model=start.name,
             scheme=self.scheme,
             arguments=arguments,
-            preprocessing=Preprocessing.of(data.train).with_normalisation(start.normalisation),
+            preprocessing=Preprocessing.of(data.train).with_normalisation(start.origin.normalisation),
             classes=images.classes,
             data=data.arguments(),
         )
         self.seed = seed
         torch.manual_seed(seed)
-        model, self.told = start.build(self.name, self.scheme, **self.arguments, **of_images)
+        model, self.told = start.build(self.scheme, **self.arguments, **of_images)
         self._take(card, model)
         freeze(self.model, self.recipe.trains)
 
