@@ -27,8 +27,8 @@ def test_timms_own_tests_pass(tmp_path: Path) -> None:
         text = source.read().decode()
     for old, new in (
         ("import timm\n", "import timm\nimport mpvg\n"),
-        ("NON_STD_FILTERS = [", "NON_STD_FILTERS = ['mpvg_[!s]*', "),  # all but Swin: their features are tokens
-        ("FEAT_INTER_FILTERS = [", "FEAT_INTER_FILTERS = ['mpvg_*', "),
+        ("NON_STD_FILTERS = [", "NON_STD_FILTERS = ['mpvg', 'mpvg_[!s]*', "),  # all but Swin: their features are tokens
+        ("FEAT_INTER_FILTERS = [", "FEAT_INTER_FILTERS = ['mpvg', 'mpvg_*', "),
     ):
         assert old in text
         text = text.replace(old, new, 1)
