@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number(dataset: str, tmp_path: Path, capsys: pytest.C
         (["--schemes", "gap:join_input=false"], "nothing would read the table"),
         (["--schemes", "mpvg:last_norm=9"], "last_norm=9"),
         (["--model", "mpvg_vit_nan"], "did you mean 'mpvg_vit_nano'"),
-        (["--model", "resnet18"], "'resnet18' is unknown"),
+        (["--model", "resnet18"], "'resnet18' is not converted"),
         (["--model", "mpvg_deit_tiny_patch16_224"], "patches of 16 x 16.*--img-size 16"),
         (["--data", "digts"], "did you mean 'digits'"),
         (["--data", "/no/such/folder"], "/no/such/folder"),

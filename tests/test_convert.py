@@ -193,7 +193,7 @@ class TestReadOut:
     def test_a_table_taken_from_the_input_is_told(self) -> None:
         with pytest.warns(UserWarning, match="no longer joins the input, which changes what the model computes"):
             convert(build(TOKEN), "lape")
-        with pytest.warns(UserWarning, match="the position table, which nothing reads, is dropped"):
+        with pytest.warns(UserWarning, match="the position table is dropped, which changes"):
             assert convert(build(PLAIN), "gap:join_input=false").pos_embed is None
 
 

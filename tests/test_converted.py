@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from conversion import build, converted, inputs, known
-from helpers import images, perturb, relative
-from mpvg import convert, fold
+from helpers import images, perturb, relative, small
+from mpvg import convert, create_model, fold, save
 
 SAMPLES = known(
     (
@@ -158,3 +162,66 @@ def arguments_of(model: Any) -> dict[str, Any]:
         depths = [len(stage.blocks) for stage in model.layers]
         return {**size, "window_size": 2, "depths": depths, "num_heads": [2, 2, 4, 4]}
     return {**size, "depth": len(model.blocks), "num_heads": model.blocks[0].attn.num_heads}
+
+
+def test_one_of_ours_comes_back_from_its_folder(tmp_path: Path) -> None:
+    """By timm, by us, and as where the next training starts."""
+    model = perturb(convert(small("gap", name="mpvg_vit_nano"), "pvg")).eval()
+    save(model, tmp_path)
+    x = images(2, 2, 16, 16)
+    for again in (
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
+        create_model(f"local-dir:{tmp_path}", scheme="pvg", pretrained=True),
+    ):
+        assert torch.equal(again.eval()(x), model(x))
+    token = convert(small("gap", name="mpvg_vit_nano"), "pvg_cls", allow_readout_change=True).eval()
+    save(token, tmp_path)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), token(x))
+
+
+def test_a_pooling_goes_to_the_base() -> None:
+    """Create and convert are one act: the pooling that is asked for is the base's, with all that timm makes of it."""
+    arguments: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 2, "num_classes": 3, "img_size": 32}
+    for pooled in ({"global_pool": "avg", "class_token": False}, {"global_pool": "avg"}, {"global_pool": "map"}):
+        source = timm.create_model("vit_tiny_patch16_224", **arguments, **pooled)
+        model = create_model("vit_tiny_patch16_224", scheme="pvg", **arguments, **pooled)
+        expected = convert(source, "pvg", preserve=False, allow_readout_change=True)
+        assert model.state_dict().keys() == expected.state_dict().keys()
+        assert model.global_pool == expected.global_pool == pooled["global_pool"]
+    with pytest.raises(ValueError, match=r"global_pool='avg' contradicts scheme 'lape'"):
+        create_model("vit_tiny_patch16_224", scheme="lape", global_pool="avg")
+    with pytest.raises(ValueError, match=r"global_pool='token' contradicts scheme 'mpvg'"):
+        create_model("vit_tiny_patch16_224", scheme="mpvg", global_pool="token")
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224: Only avg"):
+        create_model("vit_tiny_patch16_224", scheme="mpvg", global_pool="foo")
+
+
+def test_blocks_with_additions_are_refused() -> None:
+    """Their layer-wise blocks would not have them, and the function would change without a word."""
+
+    def source() -> Any:
+        return timm.create_model("vit_base_patch16_gap_224", depth=2, embed_dim=24, num_heads=3, img_size=32)
+
+    hooked, adapted, patched = source(), source(), source()
+    hooked.blocks[1].register_forward_hook(lambda module, args, output: 2 * output)
+    adapted.blocks[1].adapter = nn.Linear(24, 24)
+    patched.blocks[1].forward = lambda x: x
+    for model in (hooked, adapted, patched):
+        with pytest.raises(ValueError, match="block 1 has hooks, parts or a forward of its own"):
+            convert(model)
+    plain = VisionTransformer(
+        img_size=32, depth=2, embed_dim=24, num_heads=3, class_token=False, global_pool="avg",
+        norm_layer=partial(nn.LayerNorm, elementwise_affine=False),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="block 0 has a norm without weights"):
+        convert(plain)
+
+
+def test_modes_are_kept_part_by_part() -> None:
+    source = timm.create_model("vit_base_patch16_gap_224", depth=2, embed_dim=24, num_heads=3, img_size=32).train()
+    source.blocks.eval()
+    model = convert(source)
+    assert model.training
+    assert not model.blocks[0].training
+    assert not model.blocks[0].attn.training
+    assert model.patch_embed.training

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from families import CEIT, FAMILIES, SWIN, VIT, Family, build, inputs, tame
 from helpers import images, perturb, small
-from mpvg import fold, remembered
+from mpvg import convert, fold, remembered
 from mpvg.analysis.interventions import delivering
 from mpvg.models.common import plain_attention
 from mpvg.position import Positions
@@ -347,14 +347,26 @@ def test_a_table_cut_short() -> None:
 
 
 def test_a_gate_is_taken_in() -> None:
-    """A module `ls_pos` beside `norm_pos`, in a block or a model, counts as a part."""
-    model = small("mpvg")
-    model.blocks[1].ls_pos = nn.Linear(1, 1).eval()
+    """A block's `ls_pos` beside its `norm_pos` counts as a part."""
+    model = convert(small("gap"), "mpvg").eval()
     with torch.no_grad():
         before = model.positions_for()
         assert model.positions_for() is before
-        model.blocks[1].ls_pos.weight += 1
+        model.blocks[1].ls_pos.gamma += 1
         assert model.positions_for() is not before
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_fused_step_in_eval_mode(optimizer: Any) -> None:
+    """Its kernels write without being counted."""
+    model, x = small("mpvg"), images(2, 2, 16, 16)
+    steps = optimizer(model.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        model(x)
+    (model(x) * images(2, 7, seed=1)).sum().backward()
+    steps.step()
+    with torch.no_grad():
+        assert torch.equal(model(x), copy.deepcopy(model)(x))
 
 
 @FAMILY

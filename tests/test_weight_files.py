@@ -170,7 +170,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
             [r"12 missing \(blocks\.3\.norm1\.weight, blocks\.3\.norm1\.bias, blocks\.3\.attn\.qkv\.weight\)"],
         ),
         ({"depth": 2}, [r"12 unexpected \(blocks\.2\."]),
-        ({"embed_dim": 48}, [r"of another shape \(pos_embed \(1, 16, 24\) for \(1, 16, 48\), "]),
+        ({"embed_dim": 48}, [r"of another shape \(pos_embed \(1, 17, 24\) for \(1, 16, 48\), "]),
         (
             {"name": "swin_tiny_patch4_window7_224", "img_size": 32, "window_size": 2, "depths": (1, 1), "depth": None,
              "num_heads": (1, 2)},
@@ -185,6 +185,12 @@ def test_another_width_depth_or_family(changes: dict[str, Any], parts: list[str]
     assert "under scheme 'mpvg': " in message
     for part in parts:
         assert re.search(part, message), message
+
+
+def test_other_patches_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.safetensors", weights())
+    with pytest.warns(UserWarning, match="the patch embedding is resampled from 4 x 4 to 8 x 8 pixels"):
+        mpvg.create_model(VIT, pretrained=path, **{**TINY, "patch_size": 8})
 
 
 @pytest.mark.usefixtures("few_architectures")

@@ -29,6 +29,7 @@ from mpvg.position import Layerwise
 from mpvg.published import ENTRY
 from mpvg.scheme import PositionScheme, SchemeLike
 
+_PARTS_OF_A_BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 _CLASSES: Mapping[type, Any] = {VisionTransformer: LayerwiseVisionTransformer, SwinTransformer: LayerwiseSwin}
 
 
@@ -48,8 +49,8 @@ def convert(
             token, or a new class token.
 
     Returns:
-        A new model with the weights, mode and device of `model`. Its state dict has timm's names, `norm_pos`, and the
-        gates. What could not be kept is told by a UserWarning.
+        A new model with the weights, modes, device and frozen parameters of `model`; what is new is to be trained.
+        Its state dict has timm's names, `norm_pos`, and the gates. What could not be kept is told by a UserWarning.
 
     Raises:
         ValueError: The model's blocks are of another shape, or the scheme changes the read-out unasked.
@@ -75,6 +76,9 @@ def convert(
         for parameter in converted.norm_pos.parameters():
             nn.init.zeros_(parameter)
     converted.train(model.training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in converted.named_modules():
+        module.training = modes.get(name, module.training)
     _record(model, converted, preserve=preserve)
     if lost:
         warnings.warn(f"converted to scheme {str(wanted)!r}: {'; '.join(lost)}.", stacklevel=2)
@@ -100,16 +104,24 @@ def why_not(model: Any) -> str | None:
             if isinstance(model, tuple(_CLASSES))
             else "only timm's VisionTransformer and SwinTransformer are, as instances that timm.create_model returns."
         )
-    if isinstance(model, VisionTransformer):
-        others = {type(block).__name__ for block in model.blocks if type(block).forward is not TimmBlock.forward}
-    else:
-        blocks = [block for stage in model.layers for block in stage.blocks]
-        others = {type(block).__name__ for block in blocks if type(block) is not SwinTransformerBlock}
+    is_swin = isinstance(model, SwinTransformer)
+    blocks: Any = [block for stage in model.layers for block in stage.blocks] if is_swin else list(model.blocks)
+    plain = SwinTransformerBlock if is_swin else TimmBlock
+    others = {type(block).__name__ for block in blocks if type(block).forward is not plain.forward}
     if others:
         return (
             f"blocks of {', '.join(sorted(others))} are not converted: positions join the input of the attention after "
             "its norm, as in timm's Block, and there is no such place in these."
         )
+    for i, block in enumerate(blocks):
+        if getattr(block.norm1, "weight", None) is None:
+            return f"block {i} has a norm without weights, and LN' is made like it: use norms that learn (affine)."
+        added = [*set(block._modules) - _PARTS_OF_A_BLOCK, *block._forward_hooks, *block._forward_pre_hooks]
+        if "forward" in vars(block) or (added and not is_swin):
+            return (
+                f"block {i} has hooks, parts or a forward of its own, which its layer-wise block would not have: take "
+                "them away, convert, and put them on again."
+            )
     return None
 
 
@@ -168,7 +180,7 @@ def _settle_table(model: Any, scheme: PositionScheme, lost: list[str], *, preser
     table = getattr(model, "pos_embed", None)
     if not plan.uses_positions:
         model.pos_embed = None
-        lost += [] if table is None else ["the position table, which nothing reads, is dropped"]
+        lost += [] if table is None else ["the position table is dropped, which changes what the model computes"]
         return "none"
     if table is None:
         model.pos_embed = model.empty_table()
@@ -185,7 +197,8 @@ def _record(source: Any, converted: Any, *, preserve: bool) -> None:
     cfg = dict(getattr(source, "pretrained_cfg", None) or {})
     known = dict(getattr(source, "_model_args", {}))
     if cfg.get("architecture") != ENTRY:
-        known = {"base": _full_name(cfg), "base_args": arguments_of(source)}
+        told = {name: value for name, value in arguments_of(source).items() if name != "scheme"}
+        known = {"base": _full_name(cfg), "base_args": told}
     converted.pretrained_cfg = converted.default_cfg = {**cfg, "architecture": ENTRY}
     converted._model_args = {**{name: known[name] for name in ("base", "base_args")}, "preserve": preserve}
 

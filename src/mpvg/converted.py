@@ -41,26 +41,39 @@ def mpvg(
         base_args: What `timm.create_model` was told of it before it was converted.
         scheme: Position scheme.
         preserve: Whether its positions have gates.
-        global_pool: Its pooling, if that was changed afterwards.
+        global_pool: Pooling of the base; beside base_args that name one, its pooling after conversion.
         pretrained_cfg: Configuration of saved weights, as timm hands it over.
         out_indices: As in timm, with features_only.
         timm_args: Every other argument of timm.
     """
     wanted = PositionScheme.parse(scheme)
-    timm_args = {**(base_args or {}), **timm_args}  # timm would set what it is not told, such as img_size
-    of_base = {"scheme": "default" if wanted.class_token else "gap"} if base.startswith("mpvg_") else {}
+    later_pool = None if global_pool is None or "global_pool" not in (base_args or {}) else global_pool
+    if global_pool and later_pool is None and (global_pool == "token") != wanted.class_token:
+        raise ValueError(
+            f"global_pool={global_pool!r} contradicts scheme {str(wanted)!r}, which reads out "
+            f"{'the class token' if wanted.class_token else 'the mean over tokens'}: leave global_pool out."
+        )
+    # timm would set what it is not told, such as img_size
+    timm_args = {"global_pool": global_pool, **(base_args or {}), **timm_args}
+    of_base = {}
+    if base.startswith("mpvg_"):
+        of_base = {"scheme": "default" if wanted.class_token else "gap"}
+        timm_args.pop("global_pool")  # as that scheme says
     fetch = pretrained and pretrained_cfg is None
     overlay, cache_dir = timm_args.pop("pretrained_cfg_overlay", None), timm_args.pop("cache_dir", None)
 
     def convert_base(**changes: Any) -> Any:
         fetched = {"pretrained": True, "pretrained_cfg_overlay": overlay, "cache_dir": cache_dir} if fetch else {}
-        source = timm.create_model(base, **{**of_base, **changes}, **fetched)
+        try:
+            source = timm.create_model(base, **{**of_base, **changes}, **fetched)
+        except AssertionError as error:  # timm's word for arguments that do not go together
+            raise ValueError(f"{base}: {error}") from error
         with warnings.catch_warnings():
             if not fetch:  # then nothing trained is lost
                 warnings.simplefilter("ignore")
             model = convert(source, scheme, preserve=preserve, allow_readout_change=True)
-        if global_pool is not None and global_pool != model.global_pool:
-            model.reset_classifier(model.num_classes, global_pool)
+        if later_pool is not None and later_pool != model.global_pool:
+            model.reset_classifier(model.num_classes, later_pool)
         return model
 
     if pretrained_cfg is None:

@@ -196,6 +196,7 @@ def check_name(name: str) -> str:
         UserError: There is no such model or tag.
     """
     if ":" in name:
+        read_published(name)
         return name
     ours, theirs = timm.list_models("mpvg_*"), timm_architectures()
     architecture, _, tag = name.partition(".")

@@ -74,11 +74,12 @@ def read_published(name: str, cache_dir: Any = None) -> Published:
         else:
             cfg, architecture, arguments = load_model_config_from_hf(address, cache_dir=cache_dir)
         known = {key: value for key, value in (arguments or {}).items() if key not in ("scheme", "preserve")}
-        if architecture == ENTRY or architecture.startswith("mpvg_"):
-            known.pop("global_pool", None)  # the scheme says what is read out
         if architecture == ENTRY:
+            known.pop("global_pool", None)  # that after conversion
             architecture, of_base = known.pop("base"), known.pop("base_args", None)
             known = {**(of_base or {}), **known}
+        if architecture.startswith("mpvg_"):
+            known.pop("global_pool", None)  # the scheme says what is read out
     except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{address} has no configuration of a model in timm's format (config.json: {error}): name a folder that "

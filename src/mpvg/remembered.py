@@ -1,9 +1,9 @@
 """Positions computed once a size: a model's in eval mode without gradients, until anything they come from changes.
 
 What they come from is looked at in every pass, in a small part of the time that the norms take. One change cannot be
-seen there: a write through `.data` (`p.data.add_(1)`) or from outside of PyTorch, which tensors do not count. Calling
-`.train()` or `.eval()` forgets everything, so that such writes between training and evaluation do no harm; after others
-call `forget`.
+seen there: a write that tensors do not count, through `.data` (`p.data.add_(1)`), by some kernels, or from outside of
+PyTorch. Every step of an optimiser and every call of `.train()` or `.eval()` forgets, so that such writes in training do no
+harm; after others call `forget`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 if TYPE_CHECKING:
     from mpvg.position import Positions
@@ -51,6 +52,8 @@ class Entry:
 
 
 _entries: WeakKeyDictionary[Any, tuple[Entry, ...]] = WeakKeyDictionary()  # the last one used comes first
+
+register_optimizer_step_post_hook(lambda *_: _entries.clear())  # fused steps write without being counted
 
 
 def recall(model: Any, grid_size: tuple[int, int] | None = None) -> Positions:

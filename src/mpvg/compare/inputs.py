@@ -42,6 +42,8 @@ def load_inputs(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str, s
     for name in names:
         start = starting_point(settings.model, name, pretrained=settings.pretrained, preserve=settings.preserve)
         arguments = {**start.arguments, **of_images}
+        if start.weights is not None:
+            start.build(name, **of_images)  # says now whether the weights fit every scheme
         built[name] = check_build(start.name, name, arguments, trains=settings.recipe.trains)
     return built, data
 

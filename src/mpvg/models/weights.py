@@ -120,6 +120,9 @@ def load_weights(
         said = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{what} does not fit {_named(model)}: {said}.{_nearest(given)}") from error
     told = _settle_class_token(weights, own, given, model) + _drop_head(weights, own, model)
+    patches = [tuple(found.get("patch_embed.proj.weight", torch.empty(0)).shape[2:]) for found in (given, own)]
+    if all(patches) and patches[0] != patches[1]:
+        told.append("the patch embedding is resampled from {} x {} to {} x {} pixels".format(*patches[0], *patches[1]))
     kept = {name for name in own if name.endswith(".num_batches_tracked")}
     new = {name for name in own if re.search(r"(^|\.)(norm_pos|ls_pos)\.", name)}
     if new.isdisjoint(weights):
@@ -138,7 +141,7 @@ def load_weights(
         "missing": [name for name in own if name not in weights and name not in absent],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            f"{name} {tuple(given.get(name, weights[name]).shape)} for {tuple(own[name].shape)}"
             for name in own
             if name in weights and weights[name].shape != own[name].shape
         ],
