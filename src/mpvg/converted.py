@@ -67,7 +67,7 @@ def mpvg(
         try:
             source = timm.create_model(base, **{**of_base, **changes}, **fetched)
         except AssertionError as error:  # timm's word for arguments that do not go together
-            raise ValueError(f"{base}: {error}") from error
+            raise ValueError(f"{base}: timm says that its arguments do not go together. {error}") from error
         with warnings.catch_warnings():
             if not fetch:  # then nothing trained is lost
                 warnings.simplefilter("ignore")

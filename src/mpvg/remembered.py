@@ -2,8 +2,8 @@
 
 What they come from is looked at in every pass, in a small part of the time that the norms take. One change cannot be
 seen there: a write that tensors do not count, through `.data` (`p.data.add_(1)`), by some kernels, or from outside of
-PyTorch. Every step of an optimiser and every call of `.train()` or `.eval()` forgets, so that such writes in training do no
-harm; after others call `forget`.
+PyTorch. Every step of an optimiser and every call of `.train()` or `.eval()` forgets, so that such writes in training
+do no harm; after others call `forget`.
 """
 
 from __future__ import annotations
