@@ -13,6 +13,7 @@ from tables import DOCS, RESULTS, Row, Tables, rows, table, write
 
 ROWS = RESULTS / "finetuning" / "cifar100.csv"
 DOCUMENT = DOCS / "finetuning.md"
+KINDS, HOW = ("pooled", "class token"), ("preserving", "norms at one")
 Accuracies = dict[tuple[str, str], dict[str, float]]  # by start and scheme, of each seed
 
 
@@ -79,15 +80,7 @@ def setting() -> str:
 
 TABLES: Tables = {
     "setting": setting,
-    "schemes": lambda: by_scheme(
-        [
-            "pooled, preserving",
-            "pooled, norms at one",
-            "class token, preserving",
-            "class token, norms at one",
-            "scratch",
-        ]
-    ),
+    "schemes": lambda: by_scheme([*(f"{kind}, {how}" for kind in KINDS for how in HOW), "scratch"]),
     "preserving": preserving,
     "pretraining": pretraining,
     "frozen": lambda: by_scheme(["pooled, head only", "pooled, positions and head only"]),
