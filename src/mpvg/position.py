@@ -131,6 +131,7 @@ class Layerwise:
         # TorchScript does not read a NamedTuple's fields: what it needs of them is a plain attribute
         self.scheme, self.plan = scheme, plan
         self.joins_input = plan.join_input
+        self.delivers = any(plan.blocks) or plan.last is not None
         self.last_source: Any = plan.last
         self.norm_pos = None if plan.last is None else norm_like(last_norm)
         self.pools_first = pools_first
@@ -155,7 +156,7 @@ class Layerwise:
 
     def positions_for(self, grid_size: tuple[int, int] | None = None) -> Positions:
         """Return `positions(grid_size)` for a forward pass; in eval mode without gradients, computed once a size."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or (grid_size is None and not self.delivers):  # the table as it lies there
             return self.positions(grid_size)
         else:  # which TorchScript leaves out, as it would not what follows a return
             return recall(self, grid_size)
