@@ -196,6 +196,12 @@ def test_a_pooling_goes_to_the_base() -> None:
         create_model("vit_tiny_patch16_224", scheme="mpvg", global_pool="foo")
 
 
+def test_a_pooling_is_heeded_where_the_base_is_ours() -> None:
+    model = timm.create_model("mpvg", base="mpvg_vit_nano", scheme="mpvg", img_size=16, global_pool="")
+    assert model.global_pool == ""
+    assert model(images(1, 3, 16, 16)).shape == (1, 8 * 8, model.num_classes)
+
+
 def test_blocks_with_additions_are_refused() -> None:
     """Their layer-wise blocks would not have them, and the function would change without a word."""
 

@@ -47,7 +47,8 @@ def mpvg(
         timm_args: Every other argument of timm.
     """
     wanted = PositionScheme.parse(scheme)
-    later_pool = None if global_pool is None or "global_pool" not in (base_args or {}) else global_pool
+    is_ours = base.startswith("mpvg_")  # its pooling is as its scheme says
+    later_pool = global_pool if is_ours or "global_pool" in (base_args or {}) else None
     if global_pool and later_pool is None and (global_pool == "token") != wanted.class_token:
         raise ValueError(
             f"global_pool={global_pool!r} contradicts scheme {str(wanted)!r}, which reads out "
@@ -56,9 +57,9 @@ def mpvg(
     # timm would set what it is not told, such as img_size
     timm_args = {"global_pool": global_pool, **(base_args or {}), **timm_args}
     of_base = {}
-    if base.startswith("mpvg_"):
+    if is_ours:
         of_base = {"scheme": "default" if wanted.class_token else "gap"}
-        timm_args.pop("global_pool")  # as that scheme says
+        timm_args.pop("global_pool")
     fetch = pretrained and pretrained_cfg is None
     overlay, cache_dir = timm_args.pop("pretrained_cfg_overlay", None), timm_args.pop("cache_dir", None)
 
