@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def apply(pixels: Tensor, drawn: Drawn, *, fill: Sequence[float]) -> Tensor:
     """
     assert pixels.dtype == torch.uint8, pixels.dtype
     assert pixels.shape[1] == len(fill), (pixels.shape, fill)
-    with torch.autocast(pixels.device.type, enabled=False):  # the products of matrices are exact in float32
+    with _no_autocast(pixels.device.type):
         given, pixels = pixels, _windows(pixels, drawn)
         if drawn.operations is not None:
             pixels = pixels.clone() if pixels is given else pixels
@@ -79,7 +81,7 @@ def operate(pixels: Tensor, operations: Operations, fill: Tensor) -> Tensor:
         kind, argument, bicubic = (part[:, layer] for part in operations)
         # An image has one kind a layer, so that it is changed at most once.
         looked_up = (kind >= LOOKED_UP.start) & (kind < LOOKED_UP.stop)
-        pixels = on_chosen(colours.look_up, looked_up, pixels, kind, argument)
+        pixels = on_chosen(colours.look_up, looked_up, pixels, kind, argument, at_once=8 * at_once)
         pixels = on_chosen(colours.colour, kind == Kind.COLOR, pixels, argument)
         pixels = on_chosen(colours.sharpen, kind == Kind.SHARPNESS, pixels, argument)
         for move, shear, translate in (
@@ -100,6 +102,13 @@ def _windows(pixels: Tensor, drawn: Drawn) -> Tensor:
     if offsets is not None:
         return crops.shift(pixels, offsets, flip)
     return pixels if crop is not None or flip is None else crops.mirror(pixels, flip)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Keep the products of matrices in float32, where they are exact."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 @lru_cache

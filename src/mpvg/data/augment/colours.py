@@ -34,10 +34,10 @@ def look_up(images: Tensor, kind: Tensor, argument: Tensor) -> Tensor:
 def _plain_tables(kind: Tensor, argument: Tensor) -> Tensor:
     """Return the tables (B, 256) of the operations that do not look at an image; without meaning for the others."""
     value, whole = torch.arange(256, dtype=torch.int32, device=kind.device), argument.int()
-    tables = torch.where((kind == Kind.SOLARIZE) & (value < whole), value, 255 - value)
+    tables = torch.where(value < whole, value, 255 - value)  # inverts all where the argument is 0
     kept = value & -(1 << (8 - whole.clamp(0, 8)))
     tables = torch.where(kind == Kind.POSTERIZE, kept, tables)
-    added = torch.where(value < 128, value + whole, value)
+    added = value + whole * (value < 128)
     tables = torch.where(kind == Kind.SOLARIZE_ADD, added, tables)
     tables = torch.where(kind == Kind.BRIGHTNESS, (value * argument).int(), tables)
     return tables.clamp_(0, 255).to(torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 RESIZING, TRANSFORMING = -0.5, -1.0  # Pillow's two cubics
@@ -21,12 +22,11 @@ def neighbours(position: Tensor, bicubic: Tensor, cubic: float) -> tuple[Tensor,
     start = position.floor()
     part = position - start
     rest = 1 - part
-    product = part * rest
-    outer, inner = product * (bicubic * cubic), product * bicubic
-    bend = -(1 + cubic) * inner
+    inner = part * rest * bicubic
+    outer, bend = inner * cubic, 1 + cubic
     return start, (
         outer * rest,
-        rest + rest * inner + bend * part,
-        part + part * inner + bend * rest,
+        torch.addcmul(rest, inner, torch.sub(rest, part, alpha=bend)),
+        torch.addcmul(part, inner, torch.sub(part, rest, alpha=bend)),
         outer * part,
     )
