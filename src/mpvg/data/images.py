@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,11 +71,16 @@ def images_below(folder: Path) -> list[Path]:
 
     Links to folders are followed; a folder that is reached twice counts once.
     """
+    return [Path(name) for name in image_names_below(folder)]
+
+
+def image_names_below(folder: Path) -> list[str]:
+    """Return what `images_below` does, as plain words: a million paths would take long and much memory."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    found: list[Path] = []
+    found: list[str] = []
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
@@ -84,8 +90,8 @@ def images_below(folder: Path) -> list[Path]:
         seen.add(real)
         # such as .ipynb_checkpoints, full of copies
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(found)
+        found += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
 def read_header(path: Path) -> Header:
@@ -126,6 +132,23 @@ def read_image(path: Path, *, size: Size | None, channels: int) -> npt.NDArray[n
     _check_channels(channels)
     with _opened(path) as image:
         return _pixels(image, size, channels)
+
+
+def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
+    """Return an image as a Pillow image, decoded, upright and RGB, of its first frame.
+
+    Args:
+        path: The file; what to call it in errors where its bytes are given.
+        content: The bytes of an image that is no file of its own.
+
+    Returns:
+        The image, of the pixels that `read_image` returns.
+
+    Raises:
+        BadImageError: It cannot be read or decoded, or its pixels are floating-point.
+    """
+    with _opened(path, content) as image:
+        return _upright(image, 3)
 
 
 def to_pixels(image: Image.Image | npt.NDArray[np.uint8], *, size: Size | None, channels: int) -> npt.NDArray[np.uint8]:
@@ -182,10 +205,10 @@ def error_in_words(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     try:
         # A path would let Pillow map the file, which scrambles uncompressed TIFFs that lie on their side (Pillow 13).
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") if content is None else BytesIO(content) as file, Image.open(file) as image:
             _check_depth(image)
             yield image
     except UnidentifiedImageError as error:
@@ -211,6 +234,14 @@ def _from_array(image: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _pixels(picture: Image.Image, size: Size | None, channels: int) -> npt.NDArray[np.uint8]:
+    picture = _upright(picture, channels)
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.array(picture).reshape(picture.height, picture.width, channels)
+
+
+def _upright(picture: Image.Image, channels: int) -> Image.Image:
+    """Decode an image, turn it upright, and make it grey (1 channel) or RGB (3)."""
     _check_depth(picture)
     picture.load()  # all of it, so that a truncated file is noticed, and EXIF data behind the pixels found
     if _orientation(picture) != 1:
@@ -219,10 +250,7 @@ def _pixels(picture: Image.Image, size: Size | None, channels: int) -> npt.NDArr
         picture = Image.fromarray(np.round(np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8))
     elif picture.mode == "P":  # Pillow warns of other ways to be rid of its transparency
         picture = picture.convert("RGBA")
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if size is not None and picture.size != (size[1], size[0]):
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.array(picture).reshape(picture.height, picture.width, channels)
+    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def _orientation(image: Image.Image) -> int:
