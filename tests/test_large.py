@@ -20,6 +20,7 @@ from mpvg.data.images import read_image
 from mpvg.data.large import LargeData, LargeSplit, large_from_memory, open_large
 from mpvg.data.large import hub as hub_module
 from mpvg.data.large.shards import expand_braces, split_word
+from mpvg.data.large.tar_members import tar_members
 from mpvg.data.sources import load_data
 from mpvg.errors import UserError
 
@@ -269,6 +270,32 @@ def test_tar_members_with_long_names_and_others_among_them(tmp_path: Path) -> No
     np.testing.assert_array_equal(np.asarray(data.train.read(1))[0, 0], [80, 1, 0])
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("names", [["a.png", "b.cls"], ["d/" * 60 + "a.png", "b"], ["a", "é" * 20, "n" * 90, "b"]])
+def test_members_are_those_that_tarfile_finds(tmp_path: Path, form: int, names: list[str]) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+        for size, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 511 + size
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+        archive.addfile(tarfile.TarInfo("link"))
+        if form != tarfile.USTAR_FORMAT:
+            archive.addfile(tarfile.TarInfo("m" * 200))
+        folder_info = tarfile.TarInfo("folder")
+        folder_info.type = tarfile.DIRTYPE
+        archive.addfile(folder_info)
+        archive.addfile(tarfile.TarInfo("last"))
+    with (tmp_path / "a.tar").open("rb") as file:
+        found = list(tar_members(file.fileno()))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert found == [(info.name, info.offset_data, info.size) for info in archive if info.isreg()]
+    content = (tmp_path / "a.tar").read_bytes()
+    for size in (100, 512, 1000, 1024, found[-1][1]):
+        (tmp_path / "cut.tar").write_bytes(content[:size])
+        with (tmp_path / "cut.tar").open("rb") as file, pytest.raises(tarfile.TarError):
+            list(tar_members(file.fileno()))
+
+
 def test_braces_and_words() -> None:
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
@@ -319,12 +346,13 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> 
     hub = _FakeHub(parquet(tmp_path / "set"), revision)
     monkeypatch.setattr(hub_module, "needed", lambda module: hub)
     data = open_large("hf:me/bugs")
-    assert (data.name, data.note) == ("me/bugs", "me/bugs of the Hugging Face Hub, 4 Parquet files.")
+    assert (data.name, data.note) == ("me/bugs", "me/bugs of the Hugging Face Hub, 4 Parquet files, tested on test.")
     assert_holds(data.train, samples("train"), tmp_path)
     assert not hub.opened
     streamed = open_large("hf:me/bugs/data", streaming=True)
     assert streamed.classes == CLASSES
-    assert len(hub.opened) == 4  # the footers
+    assert streamed.note == "me/bugs, 4 Parquet files, streamed from the Hugging Face Hub, tested on test."
+    assert len(hub.opened) == 6  # the footers, and the labels of test
     assert (streamed.train.labels, streamed.train.streamed, len(streamed.train)) == (None, True, 42)
     assert [streamed.train.label(index) for index in (0, 20, 41)] == [0, 1, 2]
     np.testing.assert_array_equal(np.asarray(streamed.train.read(20))[0, 0], [80, 6, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_workers_and_resuming(tmp_path: Path, kind: str) -> None:
         alone.set_epoch(1, first)
         assert len(alone) == 5 - first
         assert same(list(alone), whole[1][first:])
+    pickle.loads(pickle.dumps(alone.images))  # as workers that are spawned get it
     with_workers = train(data, workers=2)
     found = {number: epoch(with_workers, number) for number in (0, 1)}
     assert all(same(found[number], whole[number]) for number in found) is not data.train.streamed

@@ -26,7 +26,7 @@ def open_hub(source: str, *, streaming: bool, skip_bad_images: bool) -> LargeDat
         skip_bad_images: What the splits do with images that cannot be read.
 
     Returns:
-        The set; streamed, its labels are known only image by image.
+        The set; streamed, the labels of train are known only image by image.
 
     Raises:
         UserError: There is no such set, no network, or no Parquet file in it.
@@ -47,11 +47,17 @@ def open_hub(source: str, *, streaming: bool, skip_bad_images: bool) -> LargeDat
             data = open_parquet(Path(root) / folder, streaming=False, skip_bad_images=skip_bad_images)
             if data is None:
                 raise _no_splits(source, files)
-            return replace(data, name=repo, note=f"{repo} of the Hugging Face Hub, {len(files)} Parquet files.")
+            return replace(
+                data, name=repo, note=f"{repo} of the Hugging Face Hub, {data.note.removeprefix(data.name)[2:]}"
+            )
         open_file = _HubFiles(f"datasets/{repo}@{revision}")
         splits = {
             split: ParquetSplit(
-                names, open_file=open_file, streaming=True, skip_bad_images=skip_bad_images, read_labels=False
+                names,
+                open_file=open_file,
+                streaming=True,
+                skip_bad_images=skip_bad_images,
+                read_labels=split != "train",  # of the others, it must be known whether they have any
             )
             for split, names in by_split(files, source).items()
         }
@@ -65,9 +71,11 @@ def open_hub(source: str, *, streaming: bool, skip_bad_images: bool) -> LargeDat
     if not splits:
         raise _no_splits(source, files)
     if next(iter(splits.values())).columns.classes is None:
-        raise UserError(f"--data {source!r} does not name its classes, which streaming needs: leave --streaming out.")
-    what = f"{repo}, {len(files)} Parquet files streamed from the Hugging Face Hub"
-    return parquet_set(splits, root=source, what=what, classes=None)
+        raise UserError(
+            f"--data {source!r} does not name its classes, which streaming needs: open it without streaming."
+        )
+    what = f"{len(files)} Parquet files, streamed from the Hugging Face Hub"
+    return parquet_set(splits, root=source, name=repo, what=what, classes=None)
 
 
 def _no_splits(source: str, files: list[str]) -> UserError:

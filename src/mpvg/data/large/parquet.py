@@ -52,14 +52,16 @@ def open_parquet(root: Path, *, streaming: bool, skip_bad_images: bool) -> Large
         )
         for name, found in paths.items()
     }
-    what = f"{root.resolve().name}, {sum(map(len, paths.values()))} Parquet files{', streamed' if streaming else ''}"
-    return parquet_set(splits, root=str(root), what=what, classes=classes_beside(root))
+    what = f"{sum(map(len, paths.values()))} Parquet files{', streamed' if streaming else ''}"
+    return parquet_set(splits, root=str(root), name=root.resolve().name, what=what, classes=classes_beside(root))
 
 
-def parquet_set(splits: dict[str, ParquetSplit], *, root: str, what: str, classes: tuple[str, ...] | None) -> LargeData:
+def parquet_set(
+    splits: dict[str, ParquetSplit], *, root: str, name: str, what: str, classes: tuple[str, ...] | None
+) -> LargeData:
     """Return the set of some splits, its classes named by the files themselves or by `classes`."""
     first = next(iter(splits.values()))
-    data = labelled({**splits}, root=root, what=what, classes=first.columns.classes or classes)
+    data = labelled({**splits}, root=root, name=name, what=what, classes=first.columns.classes or classes)
     for split in splits.values():
         split.classes = len(data.classes)
     return data

@@ -53,8 +53,8 @@ def open_saved(root: Path, *, skip_bad_images: bool) -> LargeData:
         for split, name in named.items()
     }
     classes = next(iter(columns.values())).classes or classes_beside(root)
-    what = f"{root.resolve().name}, a Hugging Face data set on disk"
-    return labelled(splits, root=str(root), what=what, classes=classes)
+    what = "a Hugging Face data set on disk"
+    return labelled(splits, root=str(root), name=root.resolve().name, what=what, classes=classes)
 
 
 class _SavedSplit(LargeSplit):

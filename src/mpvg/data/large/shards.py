@@ -128,13 +128,16 @@ def check_labels(labels: Rows, what: str, classes: int | None) -> None:
             raise UserError(f"{what} has the label {label}: {known}.")
 
 
-def labelled(splits: dict[str, LargeSplit], *, root: str, what: str, classes: Sequence[str] | None) -> LargeData:
+def labelled(
+    splits: dict[str, LargeSplit], *, root: str, name: str, what: str, classes: Sequence[str] | None
+) -> LargeData:
     """Return the set of some splits, whose labels are checked; test images that are all labelled -1 are left aside.
 
     Args:
         splits: By "train", "val" and "test".
         root: What to call the set in errors.
-        what: Name of the set and its container in words.
+        name: What to call it elsewhere.
+        what: Its container in words.
         classes: Names of the classes; None numbers them.
 
     Raises:
@@ -143,32 +146,32 @@ def labelled(splits: dict[str, LargeSplit], *, root: str, what: str, classes: Se
     note = ""
     test = splits.get("test")
     if test is not None and "val" in splits and test.labels is not None and (test.labels == -1).all():
-        splits = {name: split for name, split in splits.items() if name != "test"}
+        splits = {key: split for key, split in splits.items() if key != "test"}
         note = "; the images of test have no labels"
     if "train" not in splits or len(splits) < 2:
         raise UserError(
             f"{root} has {', '.join(splits) or 'no split'}: shards of train and of test (or val) are needed."
         )
-    for name, split in splits.items():
+    for key, split in splits.items():
         if split.labels is not None:
-            check_labels(split.labels, f"{root}: {name}", None if classes is None else len(classes))
+            check_labels(split.labels, f"{root}: {key}", None if classes is None else len(classes))
     train = splits["train"]
     if classes is None:
         assert train.labels is not None
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
     if train.labels is not None:
         counts = np.bincount(train.labels, minlength=len(classes))
-        for name, split in splits.items():
+        for key, split in splits.items():
             unknown = [] if split.labels is None else np.setdiff1d(split.labels, train.labels).tolist()
             if unknown:
-                raise UserError(f"{root}: {name} has the class {unknown[0]}, of which train has no image.")
+                raise UserError(f"{root}: {key} has the class {unknown[0]}, of which train has no image.")
         if counts.min() == 0:
             empty = int(counts.argmin())
             raise UserError(f"{root}: train has no image of class {empty} ({classes[empty]!r}): add some.")
     tested_on = "test" if "test" in splits else "val"
     return LargeData(
-        name=what.split(",")[0],
-        note=f"{what}, tested on {tested_on}{note}.",
+        name=name,
+        note=f"{name}, {what}, tested on {tested_on}{note}.",
         classes=tuple(classes),
         train=train,
         val=splits.get("val") if tested_on == "test" else None,

@@ -16,9 +16,9 @@ from PIL import Image
 from mpvg.data.images import SUFFIXES, error_in_words, read_picture
 from mpvg.data.large.shards import classes_beside, expand_braces, labelled, refuse_gaps, shards_below, split_word
 from mpvg.data.large.split import LargeData, LargeSplit, Rows
+from mpvg.data.large.tar_members import BLOCK, tar_members
 from mpvg.errors import UserError
 
-_BLOCK = 512  # bytes that tar counts in
 _READERS = 8  # shards whose index is read at a time: most of it is waiting for the disk
 
 
@@ -58,8 +58,8 @@ def open_tars(source: str, *, skip_bad_images: bool) -> LargeData | None:
     splits: dict[str, LargeSplit] = {
         name: _TarSplit(found, skip_bad_images=skip_bad_images) for name, found in paths.items()
     }
-    what = f"{root.resolve().name}, {sum(map(len, paths.values()))} WebDataset shards"
-    return labelled(splits, root=source, what=what, classes=classes_beside(root))
+    what = f"{sum(map(len, paths.values()))} WebDataset shards"
+    return labelled(splits, root=source, name=root.resolve().name, what=what, classes=classes_beside(root))
 
 
 class _Index(NamedTuple):
@@ -90,7 +90,7 @@ class _TarSplit(LargeSplit):
     def where(self, index: int) -> str:
         """Return the shard and the member, whose name the block before its bytes has."""
         shard = self._shard(index)
-        header = os.pread(self._file(shard), _BLOCK, int(self._offsets[index]) - _BLOCK)
+        header = os.pread(self._file(shard), BLOCK, int(self._offsets[index]) - BLOCK)
         try:
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except tarfile.HeaderError:  # the shard was changed since
@@ -119,31 +119,28 @@ class _TarSplit(LargeSplit):
 def _index(path: Path) -> _Index:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    end = 0
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                folder, name = os.path.split(member.name)
-                key, dot, suffix = name.partition(".")  # as WebDataset does: all behind the first point
-                key, suffix = os.path.join(folder, key), (dot + suffix).lower()
-                if not member.isreg() or name.startswith("."):
-                    continue
+        for member, offset, size in tar_members(descriptor):
+            folder, _, name = member.rpartition("/")
+            key, dot, suffix = name.partition(".")  # as WebDataset does: all behind the first point
+            key, suffix = f"{folder}/{key}", (dot + suffix).lower()
+            if not key.endswith("/"):  # not hidden
                 if suffix in SUFFIXES:
-                    images[key] = member.offset_data, member.size
+                    images[key] = offset, size
                 elif suffix == ".cls" or (suffix == ".json" and key not in labels):
-                    label = _label(os.pread(file.fileno(), member.size, member.offset_data), suffix, path, member.name)
+                    label = _label(os.pread(descriptor, size, offset), suffix, path, member)
                     if label is not None:
                         labels[key] = label
-            if os.fstat(file.fileno()).st_size <= end:
-                raise tarfile.ReadError("it has no end")
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{path} is cut off or no tar file ({error_in_words(error)}): fetch it again.") from error
+    finally:
+        os.close(descriptor)
     if not images:
         raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)}): samples of KEY.jpg and KEY.cls are needed.")
-    lacking = next((key for key in images if key not in labels), None)
+    lacking = next((key.strip("/") for key in images if key not in labels), None)
     if lacking is not None:
-        raise UserError(f'{path}: {lacking} has no label: a {lacking}.cls, or "label" in a {lacking}.json, is needed.')
+        raise UserError(f'{path}: {lacking} has no label: {lacking}.cls, or "label" in {lacking}.json, is needed.')
     offsets, sizes = (list(numbers) for numbers in zip(*images.values(), strict=True))
     return _Index(offsets, sizes, [labels[key] for key in images])
 

@@ -100,7 +100,7 @@ class Loader:
     """
 
     def __init__(self, images: AskedImages, asked: Asked, *, workers: int, pin_memory: bool) -> None:
-        self.split, self._asked = images.split, asked
+        self.split, self.images, self._asked = images.split, images, asked
         self._loader: DataLoader[_Done | UserError] | None = DataLoader(
             images,
             batch_size=None,
