@@ -84,15 +84,15 @@ def test_a_damaged_image_is_refused_by_name(tmp_path: Path, kind: str, workers: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", list(DAMAGED))
+# not a stream of two workers: one of them has no batch, and so may not meet the image
+@pytest.mark.parametrize(
+    ("kind", "workers"), [(kind, n) for kind in DAMAGED for n in (0, 2) if kind != "streamed" or not n]
+)
 def test_a_damaged_image_is_replaced_in_training_and_left_out_in_testing(
     tmp_path: Path, kind: str, workers: int
 ) -> None:
     make, streaming, where = DAMAGED[kind]
     data = open_large(str(make(tmp_path / "set")), streaming=streaming, skip_bad_images=True)
-    if streaming and workers:
-        pytest.skip("a batch of all images needs one reader")
     assert data.skipped == ()
     for _ in range(2):
         (batch,) = loader(data, workers)

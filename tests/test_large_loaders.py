@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,21 @@ import pytest
 import torch
 
 from mpvg.data.augmentation import Augmentation
-from mpvg.data.large import Batch, EvalLoader, LargeData, TrainLoader, epoch_order, eval_transform, large_from_memory
+from mpvg.data.large import (
+    Batch,
+    EvalLoader,
+    LargeData,
+    TrainLoader,
+    epoch_order,
+    eval_transform,
+    large_from_memory,
+    open_large,
+)
+from mpvg.data.large.workers import Draws
+from mpvg.data.sources import load_data
 from mpvg.data.splits import ImageData, Split
 from mpvg.errors import UserError
-from test_large import OPENED
+from test_large import OPENED, folder
 
 SIZE = (12, 16)
 AUGMENTATION = Augmentation(crop_scale=(0.3, 1), flip=0.5, rand_augment="rand-m9-mstd0.5-inc1")
@@ -62,6 +75,47 @@ def test_an_epoch_is_the_order_dealt_out_in_batches() -> None:
         assert batch.labels.tolist() == (rows % 2).tolist()
         assert batch.positions.tolist() == list(range(8 * number, 8 * number + 8))
     assert batches[0].labels.dtype == batches[0].positions.dtype == torch.int64
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_place(tmp_path: Path) -> None:
+    data = OPENED["folder"](tmp_path / "set")
+
+    def drawn(index: int, *, seed: int = 0, epoch: int = 0, place: int = 0, before: int = 0) -> bytes:
+        asked = Draws(epoch, np.array([90] * before + [place]), np.array([8] * before + [index]))
+        done = train(data, seed=seed).images[asked]
+        assert not isinstance(done, UserError)
+        return bytes(done.batch.pixels[-1].numpy())
+
+    assert drawn(5) == drawn(5) == drawn(5, before=2)
+    assert len({drawn(5), drawn(5, seed=1), drawn(5, epoch=1), drawn(5, place=1), drawn(6)}) == 5
+
+
+def test_the_example_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder(tmp_path / "my_images").parent)
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    found: dict[str, Any] = {}
+    exec(compile(code, "data.md", "exec"), found)
+    assert found["pixels"].shape == (1, 3, 32, 32)  # the last of nine
+
+
+@pytest.mark.skipif("MPVG_DATA" not in os.environ, reason="needs cifar100.npz and cifar100-png in $MPVG_DATA")
+def test_cifar100_as_folder_and_in_memory() -> None:
+    root = Path(os.environ["MPVG_DATA"])
+    folders, arrays = open_large(str(root / "cifar100-png")), load_data(str(root / "cifar100" / "cifar100.npz"))
+    wrapped = large_from_memory(arrays)
+    assert len(folders.train) == len(wrapped.train) == 50_000
+    assert len(folders.classes) == len(wrapped.classes) == 100
+    for split, array in ((folders.train, arrays.train), (folders.test, arrays.test)):
+        assert split.labels is not None
+        assert np.bincount(split.labels).tolist() == np.bincount(array.labels).tolist()
+    known = {array.tobytes() for array in arrays.test.images}
+    assert all(np.asarray(folders.test.read(index)).tobytes() in known for index in range(0, 10_000, 100))
+    recipe = Augmentation(padding=28, flip=0.5, interpolation="bilinear")
+    loader = train(wrapped, augmentation=recipe, size=(224, 224), batch_size=64, workers=2)
+    loader.set_epoch(0, loader.epoch_batches - 1)
+    (batch,) = loader
+    assert batch.pixels.shape == (64, 3, 224, 224)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,6 +82,9 @@ def test_readers_have_shards_of_their_own() -> None:
     assert found == streams(split, 4)
     assert found != streams(split, 4, epoch=1)
     assert found != streams(split, 4, seed=1)
+    inner = [streams(stub([100]), 1, epoch=epoch) for epoch in range(2)]
+    assert inner[0] != inner[1]  # images of one shard too
+    assert inner[0] != streams(stub([100]), 1, seed=1)
 
 
 def test_a_stream_can_be_entered_anywhere() -> None:
