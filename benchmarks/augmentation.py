@@ -31,7 +31,9 @@ from mpvg.data.augmentation import Augmentation
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.files import as_csv, write_atomically
 from mpvg.machine import machine_name
-from mpvg.train.recipe import Recipe, build_optimizer, take_step
+from mpvg.train.optimizer import build_optimizer
+from mpvg.train.recipe import Recipe
+from mpvg.train.steps import take_step
 
 CLASSES, TURNS = 100, 4  # TURNS: batches a turn
 STD = (0.2675, 0.2565, 0.2761)

@@ -16,13 +16,15 @@ from mpvg.compare import training
 from mpvg.compare.rates import Job, choose
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth, summarise
-from mpvg.compare.training import Schedule, evaluate, train_and_test
+from mpvg.compare.training import Length, evaluate, train_and_test
 from mpvg.data.preprocessing import Preprocessing, to_tensors
 from mpvg.data.sources import Split, load_data
 from mpvg.errors import NonFiniteLossError
 from mpvg.scheme import PositionScheme
-from mpvg.train import recipe as recipes
-from mpvg.train.recipe import Recipe, build_schedule, default_lr
+from mpvg.train import optimizer as optimizers
+from mpvg.train import steps
+from mpvg.train.optimizer import build_schedule
+from mpvg.train.recipe import Recipe, Schedule, default_lr
 from test_data import save
 
 
@@ -54,7 +56,7 @@ def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning rate, decay, smoothing and initial weights, against values computed here."""
     seen: list[dict[str, Any]] = []
 
-    true_step = recipes.training_step
+    true_step = steps.training_step
 
     def spy(model: Any, images: Any, labels: Any, recipe: Recipe) -> Any:
         first = model.blocks[0].attn.qkv.weight.detach().clone() if not seen else None
@@ -65,12 +67,12 @@ def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[tuple[float, int]] = []
 
     def spy_on_optimizer(model: Any, recipe: Recipe) -> Any:
-        optimizer = recipes.build_optimizer(model, recipe)
+        optimizer = optimizers.build_optimizer(model, recipe)
         groups[:] = [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
         optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
         return optimizer
 
-    monkeypatch.setattr(recipes, "training_step", spy)
+    monkeypatch.setattr(steps, "training_step", spy)
     monkeypatch.setattr(training, "build_optimizer", spy_on_optimizer)
     data = load_data("digits")
     recipe = Recipe(label_smoothing=0.2)
@@ -86,12 +88,12 @@ def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, two in zip(starts["mpvg", 0], starts["mpvg", 1], strict=True):
         assert not torch.equal(one, two)
 
-    steps, warmup = 34, 3
+    count, warmup = 34, 3
     expected = [
-        4e-3 * t / warmup if t < warmup else 2e-3 * (1 + math.cos(math.pi * t / steps)) for t in range(1, steps + 1)
+        4e-3 * t / warmup if t < warmup else 2e-3 * (1 + math.cos(math.pi * t / count)) for t in range(1, count + 1)
     ]
     assert rates == pytest.approx(expected, abs=1e-9)
-    assert len(seen) == steps
+    assert len(seen) == count
     assert {step["smoothing"] for step in seen} == {0.2}
     assert all(step["training"] for step in seen)
     matrices = 6 * 4 + 2  # qkv, proj, fc1 and fc2 of each block; patches and head
@@ -104,14 +106,14 @@ def test_the_loss_has_smoothed_labels() -> None:
     with torch.no_grad():
         log = model.eval()(images).log_softmax(1)
     expected = -(0.8 * log[torch.arange(4), labels] + 0.2 * log.mean(1)).mean().item()
-    loss = recipes.training_step(model, images, labels, Recipe(label_smoothing=0.2))
+    loss = steps.training_step(model, images, labels, Recipe(label_smoothing=0.2))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_trainings_have_a_rate(steps: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    build_schedule(optimizer, Recipe(lr=1.0), steps=steps)
+    build_schedule(optimizer, Schedule(), steps=steps, epochs=1)
     assert optimizer.param_groups[0]["lr"] > 0.1
 
 
@@ -135,7 +137,7 @@ def test_rise_is_measured_from_four_fifths_to_the_end() -> None:
     ("epochs", "train", "val", "points"), [(50, 1149, 288, 40), (1, 40_000, 10_000, 5), (2, 3, 3, 5)]
 )
 def test_reading_the_curve_takes_a_small_part_of_the_time(epochs: int, train: int, val: int, points: int) -> None:
-    schedule = Schedule.of(Settings(data="", model="", epochs=epochs, batch_size=64, lrs=(1.0,)), train)
+    schedule = Length.of(Settings(data="", model="", epochs=epochs, batch_size=64, lrs=(1.0,)), train)
     steps = schedule.curve_steps(val)
     assert len(steps) == min(points, schedule.steps)
     assert {schedule.steps, round(0.8 * schedule.steps)} <= steps

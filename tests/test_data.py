@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mpvg.data.augmentation import Augmentation
 from mpvg.data.batches import epoch_batches
 from mpvg.data.images import empty_images, to_pixels
 from mpvg.data.preprocessing import Preprocessing, to_tensors
@@ -170,13 +171,15 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
-    images = torch.arange(10.0)[:, None, None, None].expand(10, 1, 4, 4).contiguous()
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 4, 4).contiguous()
     labels = torch.arange(10)
 
+    still = Augmentation(shift=0.0)
+
     def order(seed: int, epoch: int) -> list[int]:
-        drawn = list(epoch_batches(images, labels, batch_size=3, shift=0, seed=seed, epoch=epoch))
-        assert all(torch.equal(batch[:, 0, 0, 0].long(), target) for batch, target in drawn)
-        return torch.cat([target for _, target in drawn]).tolist()
+        drawn = list(epoch_batches(images, labels, batch_size=3, augmentation=still, mean=(0,), seed=seed, epoch=epoch))
+        assert all(torch.equal(batch.pixels[:, 0, 0, 0].long(), batch.labels) for batch in drawn)
+        return torch.cat([batch.labels for batch in drawn]).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert len(order(0, 0)) == len(set(order(0, 0))) == 9
@@ -184,13 +187,15 @@ def test_batches_are_a_function_of_seed_and_epoch() -> None:
 
 
 def test_shift_moves_whole_pixels_over_a_repeated_border() -> None:
-    image = torch.arange(25.0).reshape(1, 1, 5, 5)
-    padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode="replicate")
+    image = torch.arange(25, dtype=torch.uint8).reshape(1, 1, 5, 5)
+    padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="replicate")
     allowed = {tuple(padded[0, 0, y : y + 5, x : x + 5].flatten().tolist()) for y in range(5) for x in range(5)}
     seen = set()
     for epoch in range(300):
-        ((batch, _),) = epoch_batches(image, torch.zeros(1), batch_size=1, shift=2, seed=0, epoch=epoch)
-        seen.add(tuple(batch.flatten().tolist()))
+        (batch,) = epoch_batches(
+            image, torch.zeros(1), batch_size=1, augmentation=Augmentation(shift=0.4), mean=(0,), seed=0, epoch=epoch
+        )
+        seen.add(tuple(batch.pixels.flatten().tolist()))
     assert seen == allowed
 
 

@@ -24,9 +24,11 @@ from mpvg.compare.settings import Settings
 from mpvg.data.sources import load_data
 from mpvg.errors import UserError
 from mpvg.train import module
-from mpvg.train import recipe as recipes
+from mpvg.train import optimizer as optimizers
 from mpvg.train.freezing import freeze, set_training_mode
-from mpvg.train.recipe import Recipe, build_optimizer, take_step
+from mpvg.train.optimizer import build_optimizer
+from mpvg.train.recipe import Recipe, Schedule
+from mpvg.train.steps import take_step
 from test_data import save
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models[0])
@@ -87,18 +89,22 @@ def test_the_rate_of_each_step(by: str, dataset: str, tmp_path: Path, monkeypatc
         def note(optimizer: Any, *_: Any) -> None:
             applied.append({group["lr_scale"]: group["lr"] for group in optimizer.param_groups})
 
-        optimizer = recipes.build_optimizer(*args, **options)
+        optimizer = optimizers.build_optimizer(*args, **options)
         optimizer.register_step_pre_hook(note)
         return optimizer
 
     if by == "compare":
         monkeypatch.setattr(training, "build_optimizer", watched)
-        recipe = Recipe(layer_decay=0.5, warmup=0.4)
+        recipe = Recipe(layer_decay=0.5, schedule=Schedule(warmup_epochs=0.8))
         settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=2, batch_size=8, lrs=(0.01,), recipe=recipe)
         training.train(settings, Job("mpvg", 0, 0.01), load_data(dataset), lambda done, loss: None)
     else:
         monkeypatch.setattr(module, "build_optimizer", watched)
-        of_recipe = ["--model.recipe.layer_decay=0.5", "--model.recipe.warmup=0.4", "--model.recipe.lr=0.01"]
+        of_recipe = [
+            "--model.recipe.layer_decay=0.5",
+            "--model.recipe.schedule.warmup_epochs=0.8",
+            "--model.recipe.lr=0.01",
+        ]
         of_run = ["--out", str(tmp_path / "out"), "--data.batch_size=8", "--trainer.max_epochs=2"]
         assert main(["fit", "--data", dataset, *of_recipe, *of_run]) == 0
         with next(tmp_path.glob("out/csv/*/metrics.csv")).open(newline="") as file:

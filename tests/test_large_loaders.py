@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mpvg.data.augmentation import Augmentation
+from mpvg.data.batch import Batch
 from mpvg.data.large import (
-    Batch,
     EvalLoader,
     LargeData,
     TrainLoader,

@@ -18,7 +18,6 @@ from mpvg.checkpoint import load_model
 from mpvg.cli import main
 from mpvg.create import starting_point
 from mpvg.data.sources import load_data
-from mpvg.train import cli
 from test_data import arrays, save
 from test_train import fit
 
@@ -227,4 +226,4 @@ def test_bad_shares(
     capsys.readouterr()
     assert main(["share", *(word.replace("CKPT", str(plain)) for word in words)]) == 2
     assert message in capsys.readouterr().err
-    assert cli.WEIGHTS in {path.name for path in plain.parent.iterdir()}
+    assert "best.safetensors" in {path.name for path in plain.parent.iterdir()}

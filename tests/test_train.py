@@ -142,11 +142,10 @@ def test_a_loss_that_is_no_number(
     step = ImageClassification.training_step
 
     def spoilt(self: Any, batch: Any, batch_idx: int) -> Any:
-        images, labels = batch
         if self.global_step == 4:
             with torch.no_grad():
                 self.model.head.bias.fill_(float("nan"))
-        return step(self, (images, labels), batch_idx)
+        return step(self, batch, batch_idx)
 
     monkeypatch.setattr(ImageClassification, "training_step", spoilt)
     assert fit(dataset, tmp_path / "late") == 3
@@ -189,8 +188,8 @@ def test_options_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
         ({"model": {"arguments": {"num_classes": 7}}}, "'num_classes' is decided by the images"),
         ({"model": {"recipe": {"opt": "adamv"}}}, "'adamv' is unknown .did you mean 'adam"),
         ({"model": {"recipe": {"lr": -1}}}, "lr -1"),
-        ({"model": {"recipe": {"warmup": 2}}}, "warmup 2"),
-        ({"model": {"recipe": {"shift": -1}}}, "shift -1"),
+        ({"model": {"recipe": {"schedule": {"warmup_epochs": -2}}}}, "warmup_epochs -2"),
+        ({"model": {"recipe": {"augmentation": {"shift": -1}}}}, "shift -1"),
         ({"model": {"recipe": {"label_smoothing": 5}}}, "label_smoothing 5"),
         ({"model": {"recipe": {"weight_decay": -1}}}, "weight_decay -1"),
         ({"model": {"recipe": {"layer_decay": 0}}}, "layer_decay 0.*above 0 and up to 1"),

@@ -18,9 +18,7 @@ from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.fold import fold
 from mpvg.train.build import check_build, check_scheme, model_arguments
-from mpvg.weight_files import CARD, read_file
-
-MODULE = "model."  # what Lightning puts before our names
+from mpvg.weight_files import CARD, read_file, weights_of_fit
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Card:
         classes: Names in the order of the outputs.
         data: Arguments of the data that it was trained on.
         folded: Whether the weights are those of the folded model.
+        ema: Whether the weights to use are the moving average of those that were trained.
     """
 
     model: str
@@ -44,6 +43,7 @@ class Card:
     classes: tuple[str, ...]
     data: dict[str, Any]
     folded: bool = False
+    ema: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +64,14 @@ class Card:
         """Return the card that `as_dict` gave, after a way through JSON or not."""
         seen, arguments, classes = card["preprocessing"], dict(card["arguments"]), tuple(card["classes"])
         height, width = seen["size"]
-        preprocessing = Preprocessing((height, width), seen["channels"], tuple(seen["mean"]), tuple(seen["std"]))
+        preprocessing = Preprocessing(
+            (height, width),
+            seen["channels"],
+            tuple(seen["mean"]),
+            tuple(seen["std"]),
+            seen.get("crop"),  # older cards do not say
+            seen.get("interpolation", "bicubic"),
+        )
         arguments["img_size"] = tuple(arguments["img_size"])  # a list, after a way through JSON
         of_images = model_arguments((height, width), len(seen["mean"]), len(classes))
         if not of_images.items() <= arguments.items() or not len(seen["mean"]) == len(seen["std"]) == seen["channels"]:
@@ -77,6 +84,7 @@ class Card:
             classes,
             dict(card["data"]),
             bool(card.get("folded", False)),  # older cards do not say
+            bool(card.get("ema", False)),
         )
 
     def build(self) -> Any:
@@ -114,11 +122,12 @@ def save_weights(path: Path, model: torch.nn.Module, metadata: Mapping[str, str]
     write_atomically(path, save(weights, dict(metadata)))
 
 
-def read_checkpoint(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
+def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> tuple[Card, dict[str, Tensor]]:
     """Read a checkpoint of `mpvg fit`: a .ckpt or a .safetensors file; code in it is never run.
 
     Args:
         path: The file.
+        ema: Whether to take the moving average of the weights; None where the training evaluated that.
 
     Returns:
         The card and the model's state dict.
@@ -131,20 +140,27 @@ def read_checkpoint(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
         raise UserError(f"checkpoint {path} is no file: name a .ckpt or .safetensors that mpvg fit wrote.")
     content, texts = read_file(path)
     try:
-        found, weights = _card_and_weights(content, texts)
+        of_ckpt = content.get(CARD) if isinstance(content, Mapping) else None
+        found = json.loads(texts[CARD]) if CARD in texts else of_ckpt
         card = Card.from_dict(found) if isinstance(found, Mapping) else None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has a card that this version of mpvg cannot use ({error}).") from error
     if card is None:
         raise UserError(f"{path} has no card of mpvg: it is not a checkpoint that mpvg fit wrote.")
-    return card, weights
+    if CARD not in texts:
+        return card, weights_of_fit(content, ema=ema, what=str(path))
+    if ema is not None and ema != card.ema:
+        kept = "the moving average of its weights" if card.ema else "no moving average of its weights"
+        raise UserError(f"{path} keeps {kept} alone: name the .ckpt beside it, or leave --ema out.")
+    return card, content
 
 
-def load_model(path: str | Path) -> tuple[Card, Any]:
+def load_model(path: str | Path, *, ema: bool | None = None) -> tuple[Card, Any]:
     """Rebuild a checkpoint's model, in eval mode.
 
     Args:
         path: A .ckpt or .safetensors file of `mpvg fit`.
+        ema: As for `read_checkpoint`.
 
     Returns:
         The card and the model.
@@ -152,7 +168,7 @@ def load_model(path: str | Path) -> tuple[Card, Any]:
     Raises:
         UserError: The checkpoint cannot be used.
     """
-    card, weights = read_checkpoint(path)
+    card, weights = read_checkpoint(path, ema=ema)
     try:
         model = card.build()
         model.load_state_dict(weights)
@@ -189,14 +205,3 @@ def resize(card: Card, model: Any, size: tuple[int, int]) -> Card:
     model.set_input_size(img_size=size, **{name: arguments[name] for name in windows})
     of_data = {**card.data, "img_size": size[0] if size[0] == size[1] else None}
     return replace(card, arguments=arguments, preprocessing=replace(card.preprocessing, size=size), data=of_data)
-
-
-def _card_and_weights(content: Any, texts: Mapping[str, str]) -> tuple[Any, dict[str, Tensor]]:
-    """Tell a .safetensors file, with its card among its texts, from a .ckpt of Lightning."""
-    if CARD in texts:
-        return json.loads(texts[CARD]), content
-    if not isinstance(content, Mapping):
-        return None, {}
-    weights = content.get("state_dict", {})
-    own = {name.removeprefix(MODULE): tensor for name, tensor in weights.items() if name.startswith(MODULE)}
-    return content.get(CARD), own

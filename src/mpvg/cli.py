@@ -67,13 +67,13 @@ def _run(words: list[str]) -> int:
 
 
 def _fit(words: Sequence[str]) -> int:
-    from mpvg.train.cli import run_fit
+    from mpvg.train.fit import run_fit
 
     return run_fit(words)
 
 
 def _test(words: Sequence[str]) -> int:
-    from mpvg.train.cli import run_test
+    from mpvg.train.testing import run_test
 
     return run_test(words)
 

@@ -10,11 +10,13 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image as Pillow
 from timm.layers import to_2tuple
 from torch import Tensor
 
 from mpvg.checkpoint import Card, load_model, resize
 from mpvg.data.images import read_image, to_pixels
+from mpvg.data.large import eval_transform
 
 Image = Any  # a path, a Pillow image, or pixels (H, W), (H, W, 1) or (H, W, 3) in uint8
 _BATCH = 64
@@ -105,14 +107,24 @@ class Classifier:
 
     def read(self, image: Image) -> npt.NDArray[np.uint8]:
         """Return an image's pixels (H, W, C) as the model takes them."""
-        preprocessing = self.card.preprocessing
+        seen = self.card.preprocessing
+        size = seen.size if seen.crop is None else None
         if isinstance(image, str | Path):
-            return read_image(Path(image), size=preprocessing.size, channels=preprocessing.channels)
-        return to_pixels(image, size=preprocessing.size, channels=preprocessing.channels)
+            pixels = read_image(Path(image), size=size, channels=seen.channels)
+        else:
+            pixels = to_pixels(image, size=size, channels=seen.channels)
+        if seen.crop is None:
+            return pixels
+        to_centre = eval_transform(seen.size, crop=seen.crop, interpolation=seen.interpolation)
+        return to_centre(Pillow.fromarray(pixels)).permute(1, 2, 0).numpy()
 
 
 def load(
-    checkpoint: str | Path, *, device: torch.device | str = "cpu", img_size: int | tuple[int, int] | None = None
+    checkpoint: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    img_size: int | tuple[int, int] | None = None,
+    ema: bool | None = None,
 ) -> Classifier:
     """Load a model that `mpvg fit` trained.
 
@@ -121,6 +133,7 @@ def load(
         device: Where to compute.
         img_size: Side, or height and width, in pixels at which to see images; None for that of the training. The
             position table is resampled.
+        ema: Whether to take the moving average of the weights; None where the training evaluated that.
 
     Returns:
         The model with its preprocessing and class names.
@@ -128,7 +141,7 @@ def load(
     Raises:
         UserError: The checkpoint cannot be used.
     """
-    card, model = load_model(checkpoint)
+    card, model = load_model(checkpoint, ema=ema)
     size = card.preprocessing.size if img_size is None else to_2tuple(img_size)
     if size != card.preprocessing.size:
         card = resize(card, model, size)

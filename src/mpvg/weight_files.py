@@ -18,6 +18,7 @@ from torch import Tensor
 from mpvg.errors import UserError
 
 CARD: Final = "mpvg"  # under which our own files hold their card
+MODEL, AVERAGE = "model.", "ema.module."  # before the names of weights, and of their average, in a .ckpt of ours
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 WRAPPERS: Final = ("state_dict_ema", "model_ema", "model", "state_dict")  # under which training scripts put the weights
 PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
@@ -42,7 +43,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = find_weights(Path(path).expanduser())
     content, _ = read_file(path)
+    if isinstance(content, Mapping) and isinstance(content.get(CARD), Mapping):
+        content = weights_of_fit(content, what=str(path))
     return unwrap(content, what=str(path))
+
+
+def weights_of_fit(content: Mapping[str, Any], *, ema: bool | None = None, what: str) -> dict[str, Tensor]:
+    """Return the weights in a .ckpt of `mpvg fit`.
+
+    Args:
+        content: What the file holds.
+        ema: Whether to take the moving average; None where the training evaluated that.
+        what: The file, for the message.
+
+    Raises:
+        UserError: An average is asked for that was not kept.
+    """
+    average = bool(content.get(CARD, {}).get("ema")) if ema is None else ema
+    prefix = AVERAGE if average else MODEL
+    weights = content.get("state_dict", {})
+    found = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    if average and not found:
+        raise UserError(
+            f"{what} keeps no moving average of its weights: train with --model.recipe.ema_decay, or leave --ema out."
+        )
+    return found
 
 
 class Origin(NamedTuple):

@@ -1,1 +1,1 @@
-"""The commands of `mpvg`, but for fit and test, which Lightning's command line makes (mpvg.train.cli)."""
+"""The commands of `mpvg`, but for fit and test, which Lightning's command line makes (mpvg.train)."""

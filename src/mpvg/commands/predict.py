@@ -33,13 +33,14 @@ def run(args: Sequence[str]) -> int:
     add("images", nargs="+", type=str, help="image files, or folders of them")
     add("--ckpt", type=str, required=True, help="the checkpoint: a .ckpt or .safetensors of mpvg fit")
     add("--img-size", type=int, help="side in pixels at which to see images (that of the training)")
+    add("--ema", type=bool | None, help="true for the moving average of the weights (as the training evaluated)")
     add("--features", action="store_true", help="print embeddings instead of classes")
     add("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and say which")
     add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (cpu)")
     options = parser.parse_args(list(args))
 
     files = [file for path in options.images for file in find_images(Path(path).expanduser())]
-    classifier = load(options.ckpt, device=options.device, img_size=options.img_size)
+    classifier = load(options.ckpt, device=options.device, img_size=options.img_size, ema=options.ema)
     bad: list[BadImageError] = []
     waiting: list[tuple[Path, Any]] = []
     for file in files:

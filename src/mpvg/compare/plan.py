@@ -17,11 +17,12 @@ from mpvg.compare.folder import RunFolder
 from mpvg.compare.inputs import load_inputs, one_and_the_same
 from mpvg.compare.rates import Job, chosen_rates, trials
 from mpvg.compare.settings import Settings
-from mpvg.compare.training import Schedule, build_model, evaluate
+from mpvg.compare.training import Length, build_model, evaluate
 from mpvg.data.preprocessing import eval_batch_size, to_tensors
 from mpvg.data.remarks import remarks
 from mpvg.data.sources import ImageData, split_validation
-from mpvg.train.recipe import build_optimizer, take_step
+from mpvg.train.optimizer import build_optimizer
+from mpvg.train.steps import take_step
 
 _REPETITIONS = 5
 
@@ -98,7 +99,7 @@ def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str)
         Seconds of training, of reading the validation curve and of the test.
     """
     train, val = split_validation(data, fraction=settings.val_fraction, seed=0)
-    schedule = Schedule.of(settings, len(train))
+    schedule = Length.of(settings, len(train))
     recipe = replace(settings.recipe, lr=1e-6)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has

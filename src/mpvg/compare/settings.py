@@ -41,5 +41,6 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Return all settings in one level of JSON-able values."""
         settings = asdict(self)
+        del settings["recipe"]
         lr = list(settings.pop("lrs"))
-        return {**settings.pop("recipe"), **settings, "lr": lr}
+        return {**self.recipe.as_dict(), **settings, "lr": lr}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -25,14 +26,15 @@ from mpvg.data.sources import ImageData, Split, absolute_source, split_validatio
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
 from mpvg.train.freezing import freeze
-from mpvg.train.recipe import build_optimizer, build_schedule, check_loss, take_step
+from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
+from mpvg.train.steps import build_mixup, check_loss, prepare, seed_step, take_step
 
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How many steps a run takes, and of how many images."""
+class Length:
+    """How long a run is: steps, and images a step."""
 
     steps: int
     batch_size: int
@@ -44,7 +46,7 @@ class Schedule:
         return {max(round(self.steps * point / points), 1) for point in range(1, points + 1)}
 
     @classmethod
-    def of(cls, settings: Settings, train_images: int) -> Schedule:
+    def of(cls, settings: Settings, train_images: int) -> Length:
         batch_size = min(settings.batch_size, train_images)
         return cls(train_images // batch_size * settings.epochs, batch_size)
 
@@ -61,7 +63,7 @@ class Trained(NamedTuple):
     """A model at the end of its training."""
 
     built: Built
-    schedule: Schedule
+    schedule: Length
     train_images: int
     val_images: int
     val: Outcome
@@ -199,36 +201,45 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     torch.manual_seed(job.seed)
     built = build_model(settings, job.scheme, data, train)
     model, preprocessing = built.model.to(device), built.preprocessing
-    schedule = Schedule.of(settings, len(train))
+    schedule = Length.of(settings, len(train))
     optimizer = build_optimizer(model, recipe)
-    rate = build_schedule(optimizer, recipe, steps=schedule.steps)
+    steps_an_epoch = schedule.steps // settings.epochs
+    rates = build_schedule(optimizer, recipe.schedule, steps=schedule.steps, epochs=settings.epochs)
+    average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
+    evaluated = average.module if average is not None and recipe.ema_evaluate else model
+    mixup = build_mixup(recipe, len(data.classes), schedule.batch_size)
     curve: dict[str, list[float]] = {"step": [], "train_loss": [], "val_accuracy": []}
     points = schedule.curve_steps(len(val))
     losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
-        for batch, target in epoch_batches(
+        for batch in epoch_batches(
             pixels,
             labels,
             batch_size=schedule.batch_size,
-            shift=int(recipe.shift * min(data.image_size)),
+            augmentation=recipe.augmentation,
+            mean=preprocessing.mean,
             seed=job.seed,
             epoch=epoch,
         ):
-            loss = take_step(model, optimizer, preprocessing(batch), target, recipe)
+            seed_step(job.seed, step)
+            images, targets = prepare(batch, recipe, preprocessing, mixup, seed=job.seed, epoch=epoch)
+            loss = take_step(model, optimizer, images, targets, recipe)
+            if average is not None:
+                average.update(model)
             step += 1
-            rate.step_update(step + 1)
+            set_rates(rates, recipe.schedule, step=step, steps_an_epoch=steps_an_epoch)
             losses.append(loss)
             check_loss(loss, what=str(job), epoch=epoch + 1, step=step, lr=job.lr)
             if step in points:
-                outcome = evaluate(model, preprocessing, val_pixels, val_labels)
+                outcome = evaluate(evaluated, preprocessing, val_pixels, val_labels)
                 curve["step"].append(step)
                 curve["train_loss"].append(sum(losses) / len(losses))
                 curve["val_accuracy"].append(outcome.accuracy)
                 losses.clear()
             if step % max(schedule.steps // 100, 1) == 0:
                 report(step / schedule.steps, loss)
-    return Trained(built, schedule, len(train), len(val), outcome, curve)
+    return Trained(built._replace(model=evaluated), schedule, len(train), len(val), outcome, curve)
 
 
 @torch.inference_mode()

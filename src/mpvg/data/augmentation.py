@@ -1,4 +1,4 @@
-"""What is drawn of training images: the settings. `mpvg.data.augment` does it on a device, `mpvg.data.large` in workers."""
+"""What is drawn of training images: the settings, which `mpvg.data.augment` and `mpvg.data.large` follow."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from mpvg.data.splits import Split
@@ -17,16 +18,21 @@ class Preprocessing:
     """Size and number of channels of the images, and the mean and deviation that normalise them.
 
     Args:
-        size: Height and width in pixels; images of other sizes are resized, bicubic, without keeping their proportions.
+        size: Height and width in pixels; images of other sizes are resized, without keeping their proportions unless
+            they are cropped.
         channels: 1 (grey) or 3 (RGB).
         mean: Of each channel, of pixels from 0 to 1.
         std: Of each channel, likewise.
+        crop: Side of the image by that of the whole, of which the centre is taken; None resizes the whole image.
+        interpolation: Of that resizing, "bicubic" or "bilinear".
     """
 
     size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float | None = None
+    interpolation: str = "bicubic"
 
     @classmethod
     def of(cls, train: Split) -> Preprocessing:
@@ -41,6 +47,11 @@ class Preprocessing:
             for mean, count in zip(means, counts, strict=True)
         ]
         return cls((height, width), channels, tuple(means), tuple(max(std, 1e-3) for std in deviations))
+
+    @classmethod
+    def of_imagenet(cls, size: tuple[int, int], *, crop: float | None, interpolation: str) -> Preprocessing:
+        """Return the preprocessing of colour images by ImageNet's mean and deviation."""
+        return cls(size, 3, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop, interpolation)
 
     def with_normalisation(self, found: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocessing:
         """Return the preprocessing with the mean and deviation that pretrained weights expect.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpvg.data.large import LargeData
 from mpvg.data.splits import ImageData
 
 IMBALANCED_ABOVE = 1.5  # training images of the largest class by those of the smallest
 
 
-def remarks(data: ImageData) -> list[str]:
+def remarks(data: ImageData | LargeData) -> list[str]:
     """Say that classes are imbalanced and that images were left out, where it is so."""
     found = []
-    if data.imbalance > IMBALANCED_ABOVE:
+    if isinstance(data, ImageData) and data.imbalance > IMBALANCED_ABOVE:
         most = int(np.argmax(data.class_counts))
         share = (data.test.labels == most).mean()
         found.append(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mpvg.data.folder import load_folder
 from mpvg.data.images import Size, empty_images, resizing_in_words, to_pixels
@@ -19,24 +20,32 @@ from mpvg.errors import UserError, nearest
 
 __all__ = ["BUILT_IN", "ImageData", "Split", "absolute_source", "held_out", "load_data", "split_validation"]
 
-BUILT_IN = ("digits",)
+BUILT_IN = ("digits", "generated")
 _LARGEST = 4096  # pixels a side
 _FEWEST = 5  # training images that can be split
+_GENERATED_CLASSES = 4
 
 
 def load_data(
-    source: str, *, img_size: int | None = None, mixed_size: Size | None = None, skip_bad_images: bool = False
+    source: str,
+    *,
+    img_size: int | None = None,
+    mixed_size: Size | None = None,
+    skip_bad_images: bool = False,
+    holds_out: bool = True,
 ) -> ImageData:
     """Load a labelled set into memory.
 
     Args:
-        source: "digits"; a folder with train/ and test/ (and maybe val/) of one folder a class; an .npz file with
+        source: "digits"; "generated", noise to try a command on; a
+            folder with train/ and test/ (and maybe val/) of one folder a class; an .npz file with
             {train,val,test}_{images,labels}; or NAME:FOLDER for one of torchvision's sets that lies in a folder (NAME
             alone: in "." or "data"; a folder alone: where it holds one of the common ones).
         img_size: Side in pixels to resize all images to, bicubic, without keeping their proportions; None keeps the
             size that they have.
         mixed_size: Height and width for all images where they are of several sizes and `img_size` is None.
         skip_bad_images: Leave image files out that cannot be read, instead of refusing the source.
+        holds_out: Whether a part of train will be held out where the source has no validation split.
 
     Returns:
         Images as uint8 with their labels and class names.
@@ -56,13 +65,34 @@ def load_data(
         data = _resized(data, (img_size, img_size))
     if len(data.classes) < 2:
         raise UserError(f"{data.name} has one class, {data.classes[0]!r}: give images of two or more.")
-    if data.val is not None:
+    if data.val is not None or not holds_out:
         return replace(data, note=f"{data.note}.")
     if len(data.train) < _FEWEST:
         raise UserError(
             f"{data.name} has {len(data.train)} training images and no val split: give {_FEWEST} or more, or a val."
         )
     return replace(data, note=f"{data.note}; no validation split, so a part of train is taken for it.")
+
+
+def layout_of(source: str) -> str:
+    """Return how a source keeps its images.
+
+    Args:
+        source: As for `load_data`, or for `mpvg.data.large.open_large`.
+
+    Returns:
+        "arrays" or "files", which `load_data` reads; "container" for what only `open_large` does, such as Parquet
+        files, WebDataset shards and sets on the Hub; "" where there is no such path.
+    """
+    source = os.path.expanduser(source)
+    kind, path = _kind(source), Path(source)
+    if source.startswith("hf:") or ("{" in source and not kind):
+        return "container"
+    if kind == "folder":
+        if (path / "train").is_dir() and any(child.is_dir() for child in (path / "train").iterdir()):
+            return "files"
+        return "arrays" if recognised_in(path) else "container"
+    return "arrays" if source in BUILT_IN or kind == "file" or parse_named(source) is not None else ""
 
 
 def absolute_source(source: str) -> str:
@@ -87,18 +117,36 @@ def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Sp
     """
     if data.val is not None:
         return data.train, data.val
+    train, val = validation_rows(data.train.labels, len(data.classes), fraction=fraction, seed=seed)
+    return data.train.take(train), data.train.take(val)
+
+
+def validation_rows(
+    labels: npt.NDArray[np.int64], classes: int, *, fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which images are trained on and which are held out, each in order.
+
+    Args:
+        labels: Of the training images (N,).
+        classes: Number of classes.
+        fraction: Part to hold out, as for `split_validation`.
+        seed: What to draw it by.
+
+    Raises:
+        UserError: The fraction leaves nothing to train on.
+    """
     from sklearn.model_selection import train_test_split
 
-    held = held_out(data, fraction)
-    rows, labels = np.arange(len(data.train)), data.train.labels
-    if min(Counter(labels.tolist()).values()) >= 2 and min(held, len(rows) - held) >= len(data.classes):
+    held = _held_out(len(labels), classes, fraction)
+    rows = np.arange(len(labels))
+    if min(Counter(labels.tolist()).values()) >= 2 and min(held, len(rows) - held) >= classes:
         train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=labels)
     else:  # too few for as many of each class: but no class loses all its images
         order = np.random.default_rng(seed).permutation(rows)
         _, kept = np.unique(labels[order], return_index=True)
         val = np.delete(order, kept)[:held]
         train = np.setdiff1d(rows, val)
-    return data.train.take(np.sort(train)), data.train.take(np.sort(val))
+    return np.sort(train), np.sort(val)
 
 
 def held_out(data: ImageData, fraction: float) -> int:
@@ -111,7 +159,10 @@ def held_out(data: ImageData, fraction: float) -> int:
     Raises:
         UserError: The fraction leaves too few to train on.
     """
-    images, classes = len(data.train), len(data.classes)
+    return _held_out(len(data.train), len(data.classes), fraction)
+
+
+def _held_out(images: int, classes: int, fraction: float) -> int:
     held = math.ceil(fraction * images)
     if not 1 <= held <= images - classes:
         raise UserError(
@@ -122,8 +173,11 @@ def held_out(data: ImageData, fraction: float) -> int:
 
 
 def _load(source: str, img_size: int | None, mixed_size: Size | None, skip_bad_images: bool) -> ImageData:
-    if source in BUILT_IN:
+    if source == "digits":
         return _digits()
+    if source == "generated":
+        side = mixed_size or (32, 32)
+        return _generated((img_size, img_size) if img_size else side)
     kind, path = _kind(source), Path(source)
     if kind == "file":
         return load_npz(path)
@@ -192,4 +246,21 @@ def _digits() -> ImageData:
         train=everything.take(np.sort(train)),
         val=None,
         test=everything.take(np.sort(test)),
+    )
+
+
+def _generated(size: Size) -> ImageData:
+    random = np.random.default_rng(0)
+
+    def split(images: int) -> Split:
+        labels = np.arange(images, dtype=np.int64) % _GENERATED_CLASSES
+        return Split(random.integers(0, 256, (images, *size, 3), dtype=np.uint8), labels)
+
+    return ImageData(
+        name="generated images",
+        note="Noise, from which nothing can be learned",
+        classes=tuple(f"class {label}" for label in range(_GENERATED_CLASSES)),
+        train=split(4 * _GENERATED_CLASSES),
+        val=None,
+        test=split(_GENERATED_CLASSES),
     )

@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpvg.train.recipe import Recipe
+
 NBSP = "\N{NO-BREAK SPACE}"
 
 _NO_DIFFERENCE = "no difference shown"
 _MINUS = "\N{MINUS SIGN}"
-_NO_FINE_TUNING = {"layer_decay": None, "trains": "all", "pretrained": False, "preserve": True}
+_ALWAYS_SHOWN = ("opt", "weight_decay", "label_smoothing", "shift")
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -55,8 +57,13 @@ def lead(summary: Mapping[str, Any]) -> str:
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the settings of fine-tuning where there was none."""
-    return {name: value for name, value in settings.items() if (name, value) not in _NO_FINE_TUNING.items()}
+    """Leave out what a recipe can set and this one did not."""
+    unset = {**Recipe().as_dict(), "pretrained": False, "preserve": True}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in _ALWAYS_SHOWN or name not in unset or unset[name] != value
+    }
 
 
 def several_seeds(schemes: Sequence[Mapping[str, Any]]) -> bool:

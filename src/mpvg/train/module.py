@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from mpvg.checkpoint import Card
 from mpvg.create import check_name, starting_point
-from mpvg.data.preprocessing import Preprocessing
-from mpvg.errors import UserError
+from mpvg.data.batch import Batch
+from mpvg.errors import UserError, nearest
 from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
-from mpvg.train.data import Batch, ImageDataModule
+from mpvg.train.data import ImageDataModule
 from mpvg.train.freezing import freeze, set_training_mode
-from mpvg.train.recipe import Recipe, build_optimizer, build_schedule, check_loss, default_lr, training_step
+from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
+from mpvg.train.recipe import Recipe
+from mpvg.train.steps import LossWatch, build_mixup, prepare, seed_step, training_step
 from mpvg.weight_files import CARD
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 class ImageClassification(lightning.LightningModule):
@@ -31,9 +34,12 @@ class ImageClassification(lightning.LightningModule):
             Swins, with the tag of its weights.
         scheme: Position scheme, by name or text ("mpvg:last_norm=5").
         arguments: Further arguments of `timm.create_model`, such as drop_path_rate.
+        num_classes: Classes that the images must have; by default as many as they have.
         pretrained: Weights to start from: a file or folder, or true for those of the tag, which timm fetches.
         preserve: Start from what these weights compute, with positions behind gates; false starts position norms
             at one.
+        compile: How torch.compile compiles the model: default, reduce-overhead (with CUDA graphs) or max-autotune; not
+            at all by default.
         recipe: How to train.
     """
 
@@ -42,35 +48,47 @@ class ImageClassification(lightning.LightningModule):
         name: str = "mpvg_vit_nano",
         scheme: str = "mpvg",
         arguments: dict[str, Any] | None = None,
+        num_classes: int | None = None,
         pretrained: bool | str = False,
         preserve: bool = True,
+        compile: str | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008  # frozen, and jsonargparse shows its values
     ) -> None:
         super().__init__()
         self.name = check_name(name)
         self.scheme = check_scheme(scheme)
         self.arguments = arguments or {}
+        self.num_classes = num_classes
         self.pretrained, self.preserve = pretrained, preserve
         self.told: list[str] = []  # what of the pretrained weights was not taken over
         of_data = sorted(set(self.arguments) & set(model_arguments((1, 1), 1, 1)))
         if of_data:
             raise UserError(f"model argument {of_data[0]!r} is decided by the images: leave it out.")
-        self.lr = default_lr(name) if recipe.lr is None else recipe.lr
-        self.recipe = replace(recipe, lr=self.lr)
+        if compile is not None and compile not in COMPILE_MODES:
+            raise UserError(
+                f"compile {compile!r} is unknown{nearest(compile, COMPILE_MODES)}: name one of "
+                f"{', '.join(COMPILE_MODES)}."
+            )
+        self.compile_mode = compile
+        self.recipe = recipe
         self.card: Card | None = None
+        self.ema: ModelEmaV3 | None = None
 
-    def build_for(self, data: ImageDataModule, *, seed: int) -> None:
+    def build_for(self, data: ImageDataModule, *, seed: int, accumulated: int = 1) -> None:
         """Build the model for the images, with the initial values that the seed gives.
 
         Args:
             data: The images, read here.
             seed: Of the model's initial values, and of all that is drawn of the images.
+            accumulated: Batches that a step of the optimiser is made of.
 
         Raises:
             UserError: The images cannot be read, or the model cannot be built for them.
         """
-        images = data.load(own_size(self.name), seed=seed, shift=self.recipe.shift)
-        of_images = model_arguments(images.image_size, images.channels, len(images.classes))
+        images = data.load(own_size(self.name), seed=seed, augmentation=self.recipe.augmentation)
+        self._check_classes(len(images.classes), images.name)
+        self.recipe = self.recipe.for_batches_of(data.images_a_step * accumulated, model=self.name)
+        of_images = model_arguments(data.image_size, data.channels, len(images.classes))
         start = starting_point(self.name, self.scheme, pretrained=self.pretrained, preserve=self.preserve)
         arguments = {**start.arguments, **self.arguments, **of_images}
         check_build(start.name, self.scheme, arguments, trains=self.recipe.trains)
@@ -78,15 +96,21 @@ class ImageClassification(lightning.LightningModule):
             model=start.name,
             scheme=self.scheme,
             arguments=arguments,
-            preprocessing=Preprocessing.of(data.train).with_normalisation(start.origin.normalisation),
+            preprocessing=data.preprocessing(start.origin.normalisation),
             classes=images.classes,
             data=data.arguments(),
+            ema=self.recipe.ema_evaluate,
         )
         self.seed = seed
         torch.manual_seed(seed)
         model, self.told = start.build(self.scheme, **self.arguments, **of_images)
         self._take(card, model)
         freeze(self.model, self.recipe.trains)
+        if self.recipe.ema_decay is not None:
+            self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay)
+        self.mixup = build_mixup(self.recipe, len(images.classes), data.images_a_step)
+        if self.compile_mode is not None:
+            self.model.compile(mode=self.compile_mode)
 
     def take(self, card: Card, model: torch.nn.Module, data: ImageDataModule) -> None:
         """Take a checkpoint's model, to be tested on images.
@@ -101,9 +125,9 @@ class ImageClassification(lightning.LightningModule):
         """
         seen = card.preprocessing
         images = data.load(seen.size)
-        if (images.image_size, images.channels) != (seen.size, seen.channels):
+        if (data.image_size, data.channels) != (seen.size, seen.channels):
             raise UserError(
-                f"{images.name} has images of {_shape(images.image_size, images.channels)}, the checkpoint's model "
+                f"{images.name} has images of {_shape(data.image_size, data.channels)}, the checkpoint's model "
                 f"takes {_shape(seen.size, seen.channels)}: resize or convert them."
             )
         if images.classes != card.classes:
@@ -112,6 +136,14 @@ class ImageClassification(lightning.LightningModule):
                 f"{_some(card.classes)}: test it on images of the same classes."
             )
         self._take(card, model)
+
+    def _check_classes(self, found: int, source: str) -> None:
+        if self.num_classes is not None and found != self.num_classes:
+            fewer = "fewer" if found < self.num_classes else "more"
+            raise UserError(
+                f"{source} has {found} classes, {fewer} than the head's {self.num_classes}: check the path, or set "
+                f"--model.num_classes {found} for these images."
+            )
 
     def _take(self, card: Card, model: torch.nn.Module) -> None:
         self.card = card
@@ -122,38 +154,50 @@ class ImageClassification(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         clipped = bool(self.trainer.gradient_clip_val)  # Lightning clips no fused optimiser in mixed precision
         optimizer = build_optimizer(self.model, self.recipe, fused=not clipped)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, self.recipe, steps=steps)
+        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
+        self.steps_an_epoch = max(steps // epochs, 1)
+        schedule = build_schedule(optimizer, self.recipe.schedule, steps=steps, epochs=epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step + 1)
+        set_rates(scheduler, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
+
+    def on_train_start(self) -> None:
+        assert self.recipe.lr is not None
+        self.watch = LossWatch(f"{self.name} under {self.scheme}", self.recipe.lr)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # drop path and dropout depend on the step alone: a run that was interrupted goes on as it would have
-        stream = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
-        torch.manual_seed(int(stream.generate_state(1)[0]))
+        seed_step(self.seed, self.global_step, self.global_rank)
         set_training_mode(self.model, self.recipe.trains)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = training_step(self.model, self._normalise(images), labels, self.recipe)
-        what = f"{self.name} under {self.scheme}"
-        check_loss(loss.item(), what=what, epoch=self.current_epoch + 1, step=self.global_step + 1, lr=self.lr)
+        images, labels = prepare(
+            batch, self.recipe, self._normalise, self.mixup, seed=self.seed, epoch=self.current_epoch
+        )
+        loss = training_step(self.model, images, labels, self.recipe)
+        self.watch.note(loss.detach(), epoch=self.current_epoch + 1, step=self.global_step + 1)
+        if self.watch.is_due or self.trainer.is_last_batch:
+            self.watch.check()
         self.log("train/loss", loss)
         optimizer: Any = self.optimizers()
         self.log("lr", max(group["lr"] for group in optimizer.param_groups))  # the classifier's, with layer decay
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._evaluate("val", self.val_accuracy, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._evaluate("test", self.test_accuracy, batch)
 
-    def _evaluate(self, part: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
-        images, labels = batch
-        logits = self.model(self._normalise(images))
+    def _evaluate(self, part: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, ...]) -> None:
+        images, labels = batch[:2]
+        model = self.ema.module if self.ema is not None and self.recipe.ema_evaluate else self.model
+        logits = model(self._normalise(images))
         accuracy.update(logits, labels)
         self.log(f"{part}/loss", cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
         self.log(f"{part}/accuracy", accuracy, batch_size=len(labels))

@@ -6,10 +6,8 @@ from mpvg.data.large.opening import open_large
 from mpvg.data.large.order import epoch_order
 from mpvg.data.large.split import LargeData, LargeSplit
 from mpvg.data.large.transforms import eval_transform, train_transform
-from mpvg.data.large.workers import Batch
 
 __all__ = [
-    "Batch",
     "EvalLoader",
     "LargeData",
     "LargeSplit",

@@ -91,7 +91,7 @@ class EvalLoader(Loader):
     Args:
         split: Images to test.
         size: Height and width in pixels.
-        crop: Part of the resized side that the centre has.
+        crop: Part of the resized side that the centre has; None squeezes the whole image.
         interpolation: "bilinear" or "bicubic".
         batch_size: Images of a batch of one rank.
         rank: This process.
@@ -108,7 +108,7 @@ class EvalLoader(Loader):
         split: LargeSplit,
         *,
         size: Size,
-        crop: float,
+        crop: float | None,
         interpolation: str,
         batch_size: int,
         rank: int = 0,

@@ -65,12 +65,13 @@ def train_transform(augmentation: Augmentation, size: Size, *, mean: Sequence[fl
     return transforms.Compose([*pieces, torch.as_tensor])  # some versions of timm end in an array
 
 
-def eval_transform(size: Size, *, crop: float, interpolation: str) -> Transform:
+def eval_transform(size: Size, *, crop: float | None, interpolation: str) -> Transform:
     """Return timm's way to test: the shorter side is resized to the size / crop, and the centre taken.
 
     Args:
         size: Height and width in pixels of the result.
-        crop: Part of the resized side that the centre has, above 0 and up to 1: 0.875 gives 256 for 224.
+        crop: Part of the resized side that the centre has, above 0 and up to 1: 0.875 gives 256 for 224. None squeezes
+            the whole image into the size.
         interpolation: "bilinear" or "bicubic".
 
     Returns:
@@ -79,12 +80,16 @@ def eval_transform(size: Size, *, crop: float, interpolation: str) -> Transform:
     Raises:
         UserError: The crop or the interpolation is none of these.
     """
-    if not 0 < crop <= 1:
+    if crop is not None and not 0 < crop <= 1:
         raise UserError(f"crop {crop}: name a part of the resized side above 0 and up to 1, such as 0.875.")
     if interpolation not in INTERPOLATIONS[:2]:
         raise UserError(f"interpolation {interpolation!r}: testing needs bilinear or bicubic.")
     built = create_transform(
-        (3, *size), use_prefetcher=True, crop_pct=crop, crop_mode="center", interpolation=interpolation
+        (3, *size),
+        use_prefetcher=True,
+        crop_pct=crop or 1.0,
+        crop_mode="squash" if crop is None else "center",
+        interpolation=interpolation,
     )
     return transforms.Compose([*built.transforms, torch.as_tensor])
 

@@ -8,21 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mpvg.data.batch import Batch
 from mpvg.data.images import BadImageError, Size
 from mpvg.data.large.split import LargeSplit, Rows
 from mpvg.data.large.transforms import Transform, drawing
 from mpvg.errors import UserError
-
-
-class Batch(NamedTuple):
-    """Pixels (B, 3, H, W) as uint8, labels (B,) and the images' places in the epoch (B,) as int64."""
-
-    pixels: Tensor
-    labels: Tensor
-    positions: Tensor
 
 
 class Draws(NamedTuple):

@@ -1,0 +1,236 @@
+"""`mpvg fit`: one training, which goes on from where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from mpvg.checkpoint import load_model, read_checkpoint, save_safetensors
+from mpvg.commands.options import rates as rates_of
+from mpvg.console import say
+from mpvg.data.fingerprint import fingerprint
+from mpvg.data.remarks import remarks
+from mpvg.data.splits import ImageData
+from mpvg.errors import NonFiniteLossError, UserError
+from mpvg.out import OutFolder, locked, source_name
+from mpvg.train.checkpoints import BestAndLast
+from mpvg.train.cli import Cli, quiet
+from mpvg.train.module import ImageClassification
+from mpvg.train.progress import TrainingProgress
+from mpvg.train.sweep import Fitted, sweep
+from mpvg.weight_files import hash_of_weights
+
+_DEBUG_BATCH = 4
+LAST, BEST = "last.ckpt", "best.ckpt"
+_RESULTS = ("*.ckpt", "*.safetensors")
+_OF_THE_TRAINER = (  # what changes the weights that come out
+    "max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+    "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+)  # fmt: skip
+
+_FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
+--data, --img-size, --val-fraction and --skip-bad-images stand for the options of --data.*, as in mpvg compare, --lr for
+--model.recipe.lr. Of several rates, --lr A,B, the validation split chooses one.
+
+examples:
+  mpvg fit
+  mpvg fit --data my_images/ --img-size 32 --model.scheme lape --trainer.max_epochs 30
+  mpvg fit --config recipes/cifar100/vit_lite_7_4.yaml --data cifar100/ --model.scheme lape
+  mpvg fit --config my.yaml --lr 0.0005,0.001,0.002
+  mpvg fit --print_config > my.yaml"""
+
+
+def run_fit(args: Sequence[str], console: Console | None = None) -> int:
+    """Run `mpvg fit`.
+
+    Args:
+        args: Options.
+        console: Where to show progress; None for standard output.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Bad input.
+        NonFiniteLossError: The loss turned NaN; what was kept is named.
+    """
+    console = console or Console()
+    rates, args = _take_rates(args)
+    if len(rates) < 2:
+        _fit([*args, *(f"--model.recipe.lr={rate}" for rate in rates)], console)
+        return 0
+    with quiet():
+        cli = _command_line([*args, f"--model.recipe.lr={rates[0]}"])
+    if cli.config.data.val_fraction == 0:
+        raise UserError("--lr: several rates need a validation split to choose by: name --val-fraction 0.1, say.")
+
+    def fit_at(rate: float, out: Path) -> Fitted:
+        return _fit([*args, f"--model.recipe.lr={rate}", f"--out={out}"], console)
+
+    sweep(rates, fit_at, _out_folder(cli), console)
+    return 0
+
+
+def _take_rates(args: Sequence[str]) -> tuple[tuple[float, ...], list[str]]:
+    """Take --lr A,B out of the options; a YAML file sets one rate, under model.recipe.lr."""
+    rest, found = list(args), ""
+    for index, word in enumerate(args):
+        option, equals, value = word.partition("=")
+        if option == "--lr":
+            found = value if equals else "".join(args[index + 1 : index + 2])
+            del rest[index : index + (1 if equals else 2)]
+    try:
+        return (rates_of(found) if found else ()), rest
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--lr: {error}; see mpvg fit --help.") from error
+
+
+def _command_line(args: Sequence[str]) -> Any:
+    options: dict[str, dict[str, Any]] = {
+        "--out": {"type": str | None, "help": "folder for results (runs/fit-DATA-MODEL-SCHEME)"},
+        "--overwrite": {"action": "store_true", "help": "begin anew where the folder holds another configuration"},
+        "--debug": {"type": bool, "default": False, "help": "true for two small steps, on generated images by default"},
+    }
+    named = {word.partition("=")[0] for word in args} & {"--data", "--data.source"}
+
+    def cut_short(config: Any, given: Any) -> None:
+        _cut_short(config, on_own_images=bool(named))
+
+    cli = Cli(args, command="fit", description=_FIT, options=options, adjust=cut_short)
+    epochs = cli.config.trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise UserError(f"--trainer.max_epochs {epochs}: name a number of epochs, 1 or more.")
+    return cli
+
+
+def _out_folder(cli: Any) -> Path:
+    scheme = re.sub(r"[^a-z0-9_]+", "-", cli.model.scheme)
+    named = f"runs/fit-{source_name(cli.datamodule.source)}-{cli.model.name}-{scheme}"
+    return Path(cli.config.out or named).expanduser()
+
+
+def _fit(args: Sequence[str], console: Console) -> Fitted:
+    with quiet():
+        cli = _command_line(args)
+        model, data = cli.model, cli.datamodule
+        accumulated = cli.config.trainer.accumulate_grad_batches
+        model.build_for(data, seed=int(cli.config.seed_everything), accumulated=accumulated)
+        out = _out_folder(cli)
+        if _rank():  # of several processes the first has the folder
+            console.quiet = True
+            return _train(cli, out, console)
+        with locked(out):
+            OutFolder(out, _configuration(cli), results=_RESULTS).begin(overwrite=cli.config.overwrite)
+            cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
+            return _train(cli, out, console)
+
+
+def _cut_short(config: Any, *, on_own_images: bool) -> None:
+    """Make two steps of a training whose settings are being tried."""
+    if not config.debug:
+        return
+    if not on_own_images:
+        config.data.source = "generated"
+    for option, value in {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}.items():
+        config.trainer[option] = value
+    config.data.batch_size = min(config.data.batch_size, _DEBUG_BATCH)
+    config.out, config.overwrite = config.out or "runs/debug", True
+
+
+def _train(cli: Any, out: Path, console: Console) -> Fitted:
+    model, data = cli.model, cli.datamodule
+    checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
+    callbacks: list[Any] = [BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)]
+    if not data.watches_test:
+        callbacks.insert(0, BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints))
+    trainer = cli.trainer_for(out, [TrainingProgress(console), *callbacks])
+    resumed = out / LAST if (out / LAST).is_file() else None
+    say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
+    watched = "of the test split to watch, by which no epoch is chosen" if data.watches_test else "to validate on"
+    say(console, f"{len(data.train)} images to train on, {len(data.val)} {watched}. Results: {out}.")
+    for remark in [*_start(model), *remarks(data.images)]:
+        say(console, remark)
+    if resumed:
+        read_checkpoint(resumed)  # says what is wrong with it, if anything
+        say(console, f"Going on from {resumed}, after epoch {_epoch(resumed)}.")
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error} {_kept(out)}") from error
+    except SystemExit as error:  # which Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    return Fitted(None, None) if _rank() else _finish(out, callbacks[0], console)
+
+
+def _finish(out: Path, kept: ModelCheckpoint, console: Console) -> Fitted:
+    """Write the weights of the epoch that counts beside its checkpoint, and say where they are."""
+    checkpoint = out / (LAST if kept.monitor is None else BEST)
+    if not checkpoint.is_file() or (kept.monitor is not None and kept.best_model_score is None):
+        say(console, "No epoch was validated and kept as the best.")
+        return Fitted(None, None)
+    card, model = load_model(checkpoint)
+    weights = checkpoint.with_suffix(".safetensors")
+    save_safetensors(weights, card, model)
+    score, accuracy = "The last epoch", None
+    if kept.best_model_score is not None:
+        accuracy = float(kept.best_model_score)
+        score = f"Best validation accuracy {100 * accuracy:.2f} %"
+    of_average = ", of the moving average of weights" if card.ema else ""
+    say(console, f"{score}{of_average}, in {checkpoint} and {weights}.")
+    say(console, f"Next: mpvg test --ckpt {checkpoint}, or mpvg predict --ckpt {checkpoint} IMAGE ...")
+    return Fitted(checkpoint, accuracy)
+
+
+def _start(model: ImageClassification) -> list[str]:
+    """Say which weights a training starts from, and what of them could not be taken over."""
+    if not model.pretrained:
+        return []
+    source = f"the weights of {model.name}" if model.pretrained is True else model.pretrained
+    return [f"It starts from {source}" + "".join(f"; {told}" for told in model.told) + "."]
+
+
+def _configuration(cli: Any) -> dict[str, Any]:
+    """Return what a training that goes on must share with its beginning."""
+    model, data = cli.model, cli.datamodule
+    of_data = data.arguments()
+    if not data.streaming:
+        del of_data["workers"]  # of which nothing depends
+    return {
+        "model": model.name,
+        "scheme": model.scheme,
+        "arguments": model.arguments,
+        "pretrained": model.pretrained,
+        "pretrained_hash": hash_of_weights(model.pretrained),
+        "preserve": model.preserve,
+        **model.recipe.as_dict(),
+        "data": of_data.pop("source"),
+        **of_data,
+        "normalisation": [list(part) for part in data.normalisation] if data.normalisation else None,
+        "batch_size": data.batch_size,
+        **{name: cli.config.trainer[name] for name in _OF_THE_TRAINER},
+        "data_hash": fingerprint(data.images) if isinstance(data.images, ImageData) else data.images.fingerprint(),
+    }
+
+
+def _rank() -> int:
+    rank: int = getattr(rank_zero_only, "rank", 0)
+    return rank
+
+
+def _kept(out: Path) -> str:
+    files = [out / name for name in (LAST, BEST) if (out / name).is_file()]
+    if not files:
+        return "No epoch had ended, so nothing was kept."
+    return "Kept: " + ", ".join(f"{file} of epoch {_epoch(file)}" for file in files) + "."
+
+
+def _epoch(checkpoint: Path) -> int:
+    return 1 + int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])

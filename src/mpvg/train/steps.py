@@ -1,0 +1,179 @@
+"""One step of a training: from the pixels of a batch to the loss. `mpvg compare` and `mpvg fit` have no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mpvg.data.augment import erase, keys
+from mpvg.data.batch import Batch
+from mpvg.errors import NonFiniteLossError, UserError
+from mpvg.train.freezing import set_training_mode
+from mpvg.train.recipe import Recipe
+
+_STEPS_UNWATCHED = 50  # on a GPU, where reading a loss waits for its step
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Have all that a step draws depend on it alone: a training that was interrupted goes on as it would have.
+
+    Args:
+        seed: The run's seed.
+        step: From 0.
+        rank: Of the process.
+    """
+    stream = np.random.SeedSequence([seed, step, rank])
+    for_torch, for_numpy = (int(word) for word in stream.generate_state(2))
+    torch.manual_seed(for_torch)  # dropout and drop path
+    np.random.seed(for_numpy)  # timm's mixup
+
+
+def build_mixup(recipe: Recipe, classes: int, batch_size: int) -> Mixup | None:
+    """Return timm's mixup and cutmix of whole batches, which draws from NumPy's global stream; None for neither.
+
+    Args:
+        recipe: For its augmentation and label smoothing.
+        classes: Number of classes.
+        batch_size: Images that are mixed with each other.
+
+    Raises:
+        UserError: Images cannot be paired.
+    """
+    drawn = recipe.augmentation
+    if not drawn.mixes:
+        return None
+    if batch_size % 2:
+        raise UserError(f"batch_size {batch_size} is odd, and mixup pairs the images of a batch: name an even number.")
+    return Mixup(
+        mixup_alpha=drawn.mixup,
+        cutmix_alpha=drawn.cutmix,
+        prob=drawn.mix_prob,
+        switch_prob=drawn.switch_prob,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
+    )
+
+
+def prepare(
+    batch: Batch, recipe: Recipe, normalise: Callable[[Tensor], Tensor], mixup: Mixup | None, *, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Erase, mix and normalise a batch, in the recipe's order.
+
+    Args:
+        batch: Its images.
+        recipe: For its augmentation.
+        normalise: From pixels of 0 to 255 to what the model is fed.
+        mixup: Of `build_mixup`.
+        seed: The run's seed.
+        epoch: From 0.
+
+    Returns:
+        Images (B, C, H, W), and labels: classes (B,), or parts of each class (B, K) where batches are mixed.
+    """
+    drawn = recipe.augmentation
+
+    def erased(images: Tensor) -> Tensor:
+        if drawn.erasing == 0:
+            return images
+        return erase(images, drawn.erasing, keys(seed, epoch, batch.positions))
+
+    if mixup is None:
+        return erased(normalise(batch.pixels)), batch.labels
+    if not drawn.erase_after_mixup:
+        images, targets = mixup(erased(normalise(batch.pixels)), batch.labels)
+        return images, targets
+    pixels, targets = mixup(batch.pixels.float(), batch.labels)
+    return erased(normalise(pixels.round_())), targets
+
+
+def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Return the loss that a training step descends.
+
+    Args:
+        model: In the mode of training.
+        images: Normalised images (B, C, H, W).
+        labels: Classes (B,), or parts of each class (B, K), which are smooth already.
+        recipe: For its label smoothing.
+
+    Returns:
+        The mean loss of the batch.
+    """
+    smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
+    return cross_entropy(model(images), labels, label_smoothing=smoothing)
+
+
+def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
+    """Take one step down the loss; Lightning does the same around `training_step`.
+
+    Args:
+        model: The model, put into the mode of training.
+        optimizer: Of its parameters that are trained.
+        images: Normalised images (B, C, H, W).
+        labels: As for `training_step`.
+        recipe: For the loss and what is trained.
+
+    Returns:
+        The loss before the step.
+    """
+    set_training_mode(model, recipe.trains)
+    loss = training_step(model, images, labels, recipe)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def check_loss(loss: float, *, what: str, epoch: int, step: int, lr: float) -> None:
+    """Raise where a loss is no number any more.
+
+    Args:
+        loss: The loss of a step.
+        what: What is trained.
+        epoch: From 1.
+        step: Steps taken, this one included.
+        lr: Peak learning rate.
+
+    Raises:
+        NonFiniteLossError: The loss is NaN or infinite.
+    """
+    if not isfinite(loss):
+        where = f"epoch {epoch}, step {step}"
+        raise NonFiniteLossError(f"the loss of {what} is {loss} at {where}: lower the learning rate (it is {lr:g}).")
+
+
+class LossWatch:
+    """Notices that a loss is no number any more, without waiting for the device at every step.
+
+    Args:
+        what: What is trained.
+        lr: Peak learning rate.
+    """
+
+    def __init__(self, what: str, lr: float) -> None:
+        self.what, self.lr = what, lr
+        self._seen: list[tuple[Tensor, int, int]] = []
+
+    def note(self, loss: Tensor, *, epoch: int, step: int) -> None:
+        """Remember a loss, with its epoch and step from 1."""
+        self._seen.append((loss, epoch, step))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to look now: always where it costs nothing."""
+        return len(self._seen) >= _STEPS_UNWATCHED or any(loss.device.type == "cpu" for loss, _, _ in self._seen)
+
+    def check(self) -> None:
+        """Raise NonFiniteLossError at the first loss noted that is NaN or infinite."""
+        if not self._seen:
+            return
+        losses = torch.stack([loss for loss, _, _ in self._seen]).tolist()
+        for loss, (_, epoch, step) in zip(losses, self._seen, strict=True):
+            check_loss(loss, what=self.what, epoch=epoch, step=step, lr=self.lr)
+        self._seen.clear()

@@ -1,0 +1,100 @@
+"""`mpvg test`: a checkpoint on the images that it was trained on, or on others of the same classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from mpvg.checkpoint import Card, load_model, resize
+from mpvg.console import say
+from mpvg.errors import UserError
+from mpvg.train.build import check_scheme
+from mpvg.train.cli import Cli, quiet
+from mpvg.train.progress import TrainingProgress
+
+_TEST = """Test a checkpoint on the test split of the images it was trained on, or of others of the same classes.
+With another --img-size than that of its training, its position table is resampled.
+
+examples:
+  mpvg test --ckpt runs/fit/best.ckpt
+  mpvg test --ckpt runs/fit/best.safetensors --data more_images/
+  mpvg test --ckpt runs/fit/best.ckpt --img-size 48"""
+
+
+def run_test(args: Sequence[str], console: Console | None = None) -> int:
+    """Run `mpvg test`.
+
+    Args:
+        args: Options.
+        console: Where to show the result; None for standard output.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Bad input.
+    """
+    options: dict[str, dict[str, Any]] = {
+        "--ckpt": {"type": str, "required": True, "help": "the checkpoint: a .ckpt or .safetensors of mpvg fit"},
+        "--ema": {
+            "type": bool | None,
+            "help": "true for the moving average of weights (as the training evaluated)",
+        },
+        "--json": {"action": "store_true", "help": "print the result as JSON"},
+    }
+    console = console or Console()
+    with quiet():
+        found: dict[str, Any] = {}
+
+        def take_card(config: Any, given: Any) -> None:
+            card, model = load_model(config.ckpt, ema=config.ema)
+            side = given.get("data.img_size")
+            if side is not None and (side, side) != card.preprocessing.size:
+                card = resize(card, model, (side, side))
+            found.update(card=card, model=model)
+            _follow_card(found["card"], config, given)
+
+        cli = Cli(args, command="test", description=_TEST, options=options, adjust=take_card)
+        cli.model.take(found["card"], found["model"], cli.datamodule)
+        trainer = cli.trainer_for(None, [TrainingProgress(console)])
+        metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    images = cli.datamodule.images
+    result = {
+        "ckpt": cli.config.ckpt,
+        "model": cli.model.name,
+        "scheme": cli.model.scheme,
+        "data": images.name,
+        "images": len(images.test),
+        "accuracy": round(metrics["test/accuracy"], 6),
+        "loss": round(metrics["test/loss"], 6),
+    }
+    if cli.config.json:
+        print(json.dumps(result))
+    else:
+        say(
+            console,
+            f"{result['model']} under {result['scheme']} on {result['images']} test images of {result['data']}: "
+            f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}.",
+        )
+    return 0
+
+
+def _follow_card(card: Card, config: Any, given: Any) -> None:
+    """Take the checkpoint's model and, where no other is given, its data."""
+    of_card = {"name": card.model, "scheme": card.scheme}
+    for option, value in of_card.items():
+        named = given.get(f"model.{option}")
+        if named is not None and (check_scheme(named) if option == "scheme" else named) != value:
+            raise UserError(
+                f"{config.ckpt} is a checkpoint of --model.{option} {value!r}, not {named!r}: leave the option out."
+            )
+        config.model[option] = value
+    for option, value in card.data.items():
+        if option != "seed" and given.get(f"data.{option}") is None:
+            config.data[option] = value
+    height, width = card.preprocessing.size
+    if "data.source" in given and given.get("data.img_size") is None and height == width:
+        config.data.img_size = height
