@@ -1,0 +1,124 @@
+"""Each recipe through the command line, cut to two steps on generated images; averages of weights; several rates."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import mpvg
+from mpvg.checkpoint import load_model
+from mpvg.cli import main
+from recipes import FOLDER, ROWS, read
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder as ImageNet's, of generated pictures."""
+    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_two_steps(name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(FOLDER / f"{name}.yaml"), "--debug", "true"]
+    if name == "imagenet1k/ceit_tiny":
+        words += ["--data", str(images), "--model.scheme", "lape"]
+    assert main(words) == 0
+    assert "test split to watch" in capsys.readouterr().out
+    content = torch.load("runs/debug/last.ckpt", weights_only=True)
+    assert content["global_step"] == 2
+    written, given = yaml.safe_load(Path("runs/debug/config.yaml").read_text()), read(name)
+    for option, value in given["model"]["recipe"].items():
+        kept = written["model"]["recipe"][option]
+        assert {key: kept[key] for key in value} == value if isinstance(value, dict) else kept == value
+    row = ROWS[name]
+    keeps = any(key.startswith("ema.module.") for key in content["state_dict"])
+    assert keeps == (row.ema[0] is not None)
+    card, _ = load_model("runs/debug/last.ckpt")
+    assert (card.ema, card.preprocessing.crop, card.preprocessing.size) == (
+        row.ema[1],
+        row.crop_pct,
+        (row.side, row.side),
+    )
+    assert (card.preprocessing.mean, card.preprocessing.std) == (row.mean, row.std)
+    assert main(["test", "--ckpt", "runs/debug/last.ckpt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == (2 if "--data" in words else 4)
+
+
+def test_the_average_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """After two steps of a decay of 0.75, by hand; evaluated only where the recipe says so; asked for by --ema."""
+    monkeypatch.chdir(tmp_path)
+    fixed = ["fit", "--data", "generated", "--model.recipe.lr", "0.01", "--val-fraction", "0", "--debug", "true"]
+    assert main([*fixed, "--model.recipe.ema_decay", "0.75"]) == 0
+    content = torch.load("runs/debug/last.ckpt", weights_only=True)["state_dict"]
+    card, plain = load_model("runs/debug/last.ckpt")
+    _, average = load_model("runs/debug/last.ckpt", ema=True)
+    assert not card.ema
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, content[f"model.{name}"])
+        assert torch.equal(average.state_dict()[name], content[f"ema.module.{name}"])
+    assert not torch.equal(plain.head.weight, average.head.weight)
+    first = mpvg.load("runs/debug/last.ckpt").model
+    assert torch.equal(first.head.weight, plain.head.weight)
+    capsys.readouterr()
+    assert main(["test", "--ckpt", "runs/debug/last.ckpt", "--ema", "true", "--json"]) == 0
+    of_average = json.loads(capsys.readouterr().out)["loss"]
+    assert main(["test", "--ckpt", "runs/debug/last.ckpt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] != of_average
+    evaluated = ["--model.recipe.ema_decay", "0.75", "--model.recipe.ema_evaluate", "true"]
+    assert main([*fixed, *evaluated]) == 0
+    card, model = load_model("runs/debug/last.safetensors")
+    assert card.ema
+    assert torch.equal(model.head.weight, average.head.weight)
+    capsys.readouterr()
+    for file, ema in (("last.safetensors", "false"), ("last.safetensors", "true")):
+        code = main(["test", "--ckpt", f"runs/debug/{file}", "--ema", ema])
+        assert code == (2 if ema == "false" else 0)
+    assert "keeps the moving average of its weights alone" in capsys.readouterr().err
+    assert main([*fixed]) == 0
+    capsys.readouterr()
+    assert main(["test", "--ckpt", "runs/debug/last.ckpt", "--ema", "true"]) == 2
+    assert "keeps no moving average" in capsys.readouterr().err
+    assert main([*fixed, "--model.recipe.ema_evaluate", "true"]) == 2
+    assert "ema_evaluate true without an average" in capsys.readouterr().err
+
+
+def test_several_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Each in a folder of its own; the validation split chooses, and one whose loss is lost is not chosen."""
+    monkeypatch.chdir(tmp_path)
+    fixed = ["fit", "--trainer.max_epochs", "2", "--out", "out"]
+    assert main([*fixed, "--lr", "0.0001,0.01,1e30"]) == 0
+    said = capsys.readouterr().out
+    rows = {
+        float(row["lr"]): row["val_accuracy"] for row in csv.DictReader(Path("out/lr.csv").read_text().splitlines())
+    }
+    assert set(rows) == {0.0001, 0.01, 1e30}
+    assert rows[1e30] == ""
+    assert float(rows[0.01]) > float(rows[0.0001])
+    assert "Learning rate 0.01 was chosen on the validation split. It is in out/best.ckpt." in said
+    for name in ("best.ckpt", "best.safetensors"):
+        assert Path("out", name).read_bytes() == Path("out", "lr-0.01", name).read_bytes()
+    assert main([*fixed, "--lr=0.01,0.0001"]) == 0  # both have finished
+    assert "epoch 1/2" not in capsys.readouterr().out
+    assert main([*fixed, "--lr", "0.01"]) == 2
+    assert "holds" in capsys.readouterr().err
+    assert main([*fixed[:3], "--lr", "0.01,0.02", "--val-fraction", "0"]) == 2
+    assert "need a validation split" in capsys.readouterr().err
+    assert main([*fixed[:3], "--lr", "0.01,high"]) == 2
+    assert "'high' is not a number above 0" in capsys.readouterr().err
