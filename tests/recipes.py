@@ -195,6 +195,6 @@ def recipe_of(config: dict[str, Any]) -> Recipe:
     return Recipe(**choices, schedule=schedule, augmentation=Augmentation(**drawn))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def model_of(name: str, scheme: str, classes: int) -> Any:
     return timm.create_model(name, scheme=scheme, num_classes=classes)

@@ -87,7 +87,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("command", "largest", "file"),
     [
-        (["compare", "--epochs", "1", "--seeds", "1", "--batch-size", "8"], 700, "/out/runs/"),
+        (["compare", "--epochs", "1", "--seeds", "1", "--batch-size", "8"], 1500, "/out/runs/"),
         (["fit", "--trainer.max_epochs", "1", "--trainer.logger", "false"], 500_000, "/out/best.ckpt"),
     ],
 )

@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write a file in one step; a reader never sees half of it.
 
     Args:
         path: The file. Its folder must exist; a file already there is replaced.
-        content: What it is to hold; text becomes UTF-8.
+        content: What it is to hold, of which text becomes UTF-8; or what writes it, to a path that it is given.
 
     Raises:
         OSError: The file cannot be written; the error names it.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")  # not tempfile: its files are readable by their owner only
     try:
-        draft.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+        if callable(content):
+            content(draft)
+        else:
+            draft.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         os.replace(draft, path)
     except OSError as error:  # of a full disk, Python does not say where
         raise OSError(error.errno, error.strerror, str(path)) from error

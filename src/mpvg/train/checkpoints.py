@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,18 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the old file and then replaces it; Lightning's own may copy from another disk on top of it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), content.getvalue())
+
+        def write(draft: Path) -> None:
+            try:
+                with draft.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch, over that of a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+        write_atomically(Path(path), write)
 
 
 class BestAndLast(ModelCheckpoint):

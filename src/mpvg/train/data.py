@@ -86,6 +86,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.crop_pct, self.interpolation = crop_pct, interpolation
         self.normalisation = None if mean is None or std is None else (tuple(mean), tuple(std))
         self.images: ImageData | LargeData | None = None
+        self._loaders: list[TrainLoader | EvalLoader] = []
 
     def load(
         self, mixed_size: tuple[int, int], *, seed: int = 0, augmentation: Augmentation = _NO_AUGMENTATION
@@ -183,6 +184,7 @@ class ImageDataModule(lightning.LightningDataModule):
         if isinstance(self.train, Split):
             return TrainBatches(self.train, trainer, **shared)
         loader = TrainLoader(self.train, size=self.image_size, **shared, **self._processes())
+        self._loaders.append(loader)
         return WorkerBatches(loader, trainer, batch_size=self.images_a_step)
 
     def val_dataloader(self) -> EvalBatches | EvalLoader:
@@ -196,7 +198,7 @@ class ImageDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         if isinstance(split, Split):
             return EvalBatches(split, self.trainer.strategy.root_device)
-        return EvalLoader(
+        loader = EvalLoader(
             split,
             size=self.image_size,
             crop=self.crop_pct,
@@ -204,6 +206,14 @@ class ImageDataModule(lightning.LightningDataModule):
             batch_size=eval_batch_size(self.image_size),
             **self._processes(),
         )
+        self._loaders.append(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read; left to the garbage collector, each would take seconds to end."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
 
     def _processes(self) -> dict[str, Any]:
         trainer: Any = self.trainer
