@@ -58,10 +58,8 @@ def speed() -> str:
     body = []
     for row in found:
         times = f"{float(row['faster']):.2f} ({float(row['faster_low']):.2f} to {float(row['faster_high']):.2f})"
-        body.append(
-            [row["work"], row["precision"], number(float(row["images_per_second"]), ",.0f")]
-            + ["" if row["work"] == row["beside"] else times]
-        )
+        speed = number(float(row["images_per_second"]), ",.0f")
+        body.append([row["work"], row["precision"], speed, "" if row["work"] == row["beside"] else times])
     first = found[0]
     where = f"{first['hardware']}, {first['threads']} threads, batches of {first['batch']}, {first['versions']}"
     return f"{where}; load before: {first['load']}:\n\n" + table(

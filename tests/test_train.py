@@ -23,9 +23,11 @@ from mpvg.cli import main
 from mpvg.compare import training
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
+from mpvg.data.augmentation import Augmentation
 from mpvg.data.sources import load_data
+from mpvg.train.build import model_arguments
 from mpvg.train.module import ImageClassification
-from mpvg.train.recipe import Recipe
+from mpvg.train.recipe import Recipe, Schedule
 from test_data import save, tree
 
 
@@ -91,6 +93,31 @@ def test_fit_is_the_training_of_compare(changed: dict[str, Any], dataset: str, t
     for name, value in trained.built.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
     assert trained.built.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
+
+
+def test_fit_is_compare_with_all_that_a_recipe_draws(dataset: str, tmp_path: Path) -> None:
+    """Crops, flips, operations, mixing, erasing, drop path, an average that is evaluated, rates by epoch."""
+    drawn = {
+        "shift": 0.0, "crop_scale": (0.5, 1.0), "interpolation": "random", "flip": 0.5, "erasing": 0.5, "repeats": 2,
+        "rand_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "erase_after_mixup": True,
+    }  # fmt: skip
+    of_schedule = {"by": "epoch", "lead": 0, "warmup_epochs": 1, "warmup_lr": 0.001, "min_lr": 0.0005}
+    of_recipe: dict[str, Any] = {"ema_decay": 0.5, "ema_evaluate": True}
+    config = tmp_path / "recipe.yaml"
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in drawn.items()}
+    recipe = {"lr": 0.01, **of_recipe, "schedule": of_schedule, "augmentation": listed}
+    arguments = {"drop_path_rate": 0.3}
+    config.write_text(yaml.safe_dump({"model": {"recipe": recipe, "arguments": arguments}, "seed_everything": 3}))
+    assert fit(dataset, tmp_path / "out", "--config", str(config), "--trainer.max_epochs", "3") == 0
+    card, ours = load_model(tmp_path / "out" / "last.ckpt")
+    assert card.ema
+    choices = Recipe(**of_recipe, schedule=Schedule(**of_schedule), augmentation=Augmentation(**drawn))  # type: ignore[arg-type]
+    settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=3, batch_size=8, lrs=(0.01,), recipe=choices)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "model_arguments", lambda *of_images: model_arguments(*of_images) | arguments)
+        trained = training.train(settings, Job("mpvg", 3, 0.01), load_data(dataset), lambda done, loss: None)
+    for name, value in trained.built.model.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_place(

@@ -25,6 +25,7 @@ from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
 from mpvg.data.sources import ImageData, Split, absolute_source, split_validation
 from mpvg.errors import NonFiniteLossError
 from mpvg.train.build import model_arguments
+from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
 from mpvg.train.steps import build_mixup, check_loss, prepare, seed_step, take_step
@@ -201,6 +202,8 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     torch.manual_seed(job.seed)
     built = build_model(settings, job.scheme, data, train)
     model, preprocessing = built.model.to(device), built.preprocessing
+    if device == "cpu":
+        cheapen_dropout(model)
     schedule = Length.of(settings, len(train))
     optimizer = build_optimizer(model, recipe)
     steps_an_epoch = schedule.steps // settings.epochs

@@ -17,6 +17,7 @@ from mpvg.data.batch import Batch
 from mpvg.errors import UserError, nearest
 from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
 from mpvg.train.data import ImageDataModule
+from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
 from mpvg.train.recipe import Recipe
@@ -109,8 +110,6 @@ class ImageClassification(lightning.LightningModule):
         if self.recipe.ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay)
         self.mixup = build_mixup(self.recipe, len(images.classes), data.images_a_step)
-        if self.compile_mode is not None:
-            self.model.compile(mode=self.compile_mode)
 
     def take(self, card: Card, model: torch.nn.Module, data: ImageDataModule) -> None:
         """Take a checkpoint's model, to be tested on images.
@@ -161,6 +160,12 @@ class ImageClassification(lightning.LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         set_rates(scheduler, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            cheapen_dropout(self.model)
+        if self.compile_mode is not None:
+            self.model.compile(mode=self.compile_mode)
 
     def on_train_start(self) -> None:
         assert self.recipe.lr is not None
