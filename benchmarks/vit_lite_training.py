@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 import mpvg
 from augmentation_agreement import MEAN, SIZE, benchmark_images, to_batch
-from mpvg.bench.turns import Work, processor_clock, ratio, take_turns
+from mpvg.bench.turns import Work, gpu_clock, processor_clock, ratio, take_turns
 from mpvg.data.augmentation import Augmentation
 from mpvg.data.batch import Batch
 from mpvg.data.batches import epoch_batches
@@ -80,8 +80,13 @@ class PlainViTLite(nn.Module):
         return self.head(self.norm(self.layers(x))[:, 0])
 
 
-def autocast(bf16: bool) -> Any:
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+def autocast(device: torch.device, bf16: bool) -> Any:
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def compiled(model: nn.Module, device: torch.device) -> None:
+    """Compile a model, on a GPU with CUDA graphs."""
+    model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 def prototype(pixels: Tensor, *, bf16: bool, images: bool) -> Work:
@@ -93,12 +98,13 @@ def prototype(pixels: Tensor, *, bf16: bool, images: bool) -> Work:
         images: Send the images through timm's pipeline at each step.
     """
     torch.manual_seed(0)
-    model: Any = PlainViTLite().train()
+    device = pixels.device
+    model: Any = PlainViTLite().to(device).train()
     if bf16:
-        model.compile()
+        compiled(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), 6e-4)
-    normalise, labels = Preprocessing((SIZE, SIZE), 3, MEAN, STD), torch.arange(len(pixels)) % CLASSES
-    pictures = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+    normalise, labels = Preprocessing((SIZE, SIZE), 3, MEAN, STD), torch.arange(len(pixels), device=device) % CLASSES
+    pictures = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
     transform: Callable[[Image.Image], Any] = create_transform(
         SIZE, is_training=True, scale=(0.8, 1), interpolation="random", auto_augment=RANDOM, mean=MEAN, std=STD,
         re_prob=0.25, use_prefetcher=False,
@@ -111,8 +117,8 @@ def prototype(pixels: Tensor, *, bf16: bool, images: bool) -> Work:
             return one(picture)
 
     def step() -> None:
-        batch = torch.stack([one(picture) for picture in pictures]) if images else normalise(pixels)
-        with autocast(bf16):
+        batch = torch.stack([one(picture) for picture in pictures]).to(device) if images else normalise(pixels)
+        with autocast(device, bf16):
             loss = F.cross_entropy(model(batch), labels, label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -124,20 +130,22 @@ def prototype(pixels: Tensor, *, bf16: bool, images: bool) -> Work:
 def ours(pixels: Tensor, *, scheme: str, bf16: bool, images: bool) -> Work:
     """Return a step of ours; arguments are those of `prototype`."""
     torch.manual_seed(0)
-    model = mpvg.create_model("mpvg_vit_lite_7_4_32", scheme=scheme, num_classes=CLASSES)
+    device = pixels.device
+    model = mpvg.create_model("mpvg_vit_lite_7_4_32", scheme=scheme, num_classes=CLASSES).to(device)
     set_training_mode(model, "all")
-    cheapen_dropout(model)
+    if device.type == "cpu":
+        cheapen_dropout(model)
     if bf16:
-        model.compile()
+        compiled(model, device)
     optimizer, mixup = build_optimizer(model, RECIPE), build_mixup(RECIPE, CLASSES, BATCH)
-    normalise, labels = Preprocessing((SIZE, SIZE), 3, MEAN, STD), torch.arange(len(pixels)) % CLASSES
-    drawn = batches(pixels.repeat(4, 1, 1, 1), labels.repeat(4))
+    normalise, labels = Preprocessing((SIZE, SIZE), 3, MEAN, STD), torch.arange(len(pixels), device=device) % CLASSES
+    drawn = batches(pixels.repeat(64, 1, 1, 1), labels.repeat(64))
 
     def step() -> None:
         inputs, targets = normalise(pixels), labels
         if images:
             inputs, targets = prepare(next(drawn), RECIPE, normalise, mixup, seed=0, epoch=0)
-        with autocast(bf16):
+        with autocast(device, bf16):
             loss = training_step(model, inputs, targets, RECIPE)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -156,6 +164,7 @@ def batches(pixels: Tensor, labels: Tensor) -> Iterator[Batch]:
 def measured(pixels: Tensor, *, rounds: int) -> list[dict[str, Any]]:
     """Return images a second of each way, and how many times faster than the prototype it is."""
     rows = []
+    clock = gpu_clock if pixels.device.type == "cuda" else processor_clock
     for bf16 in (False, True):
         heats: list[dict[str, Callable[[], Work]]] = [
             {PROTOTYPE: lambda bf16=bf16: prototype(pixels, bf16=bf16, images=False)},  # type: ignore[misc]
@@ -168,7 +177,7 @@ def measured(pixels: Tensor, *, rounds: int) -> list[dict[str, Any]]:
                     pixels, scheme=scheme, bf16=bf16, images=images
                 )
         for heat in heats:
-            times = take_turns(list(heat.values()), processor_clock, rounds=rounds, seconds=600)
+            times = take_turns(list(heat.values()), clock, rounds=rounds, seconds=600)
             for name, found in zip(heat, times, strict=True):
                 faster = ratio(times[0], found)
                 rows.append(
@@ -185,13 +194,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("results/bench/vit_lite_training.csv"))
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     arguments = parser.parse_args()
     images, name = benchmark_images(BATCH)
     where = {
-        "batch": BATCH, "hardware": machine_name("cpu"), "threads": torch.get_num_threads(), "data": name,
-        "load": f"{os.getloadavg()[0]:.1f}", "versions": f"torch {version('torch')}, timm {version('timm')}",
+        "batch": BATCH, "hardware": machine_name(str(arguments.device)), "threads": torch.get_num_threads(),
+        "data": name, "load": f"{os.getloadavg()[0]:.1f}",
+        "versions": f"torch {version('torch')}, timm {version('timm')}",
     }  # fmt: skip
-    rows = [row | where for row in measured(to_batch(images[:BATCH]), rounds=arguments.rounds)]
+    rows = [row | where for row in measured(to_batch(images[:BATCH]).to(arguments.device), rounds=arguments.rounds)]
     write_atomically(arguments.out, as_csv(rows))
 
 

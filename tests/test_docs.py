@@ -12,6 +12,7 @@ import torch
 import analysis_tables
 import cost_tables
 import finetuning_tables
+import recipes_tables
 import mpvg
 from helpers import images, perturb, relative
 from mpvg.cli import main
@@ -76,7 +77,7 @@ def test_the_table_in_fidelity_is_what_is_printed(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "module", [analysis_tables, cost_tables, finetuning_tables], ids=lambda module: module.DOCUMENT.name
+    "module", [analysis_tables, cost_tables, finetuning_tables, recipes_tables], ids=lambda module: module.DOCUMENT.name
 )
 def test_tables_are_what_their_numbers_give(module: Any) -> None:
     document = module.DOCUMENT.read_text(encoding="utf-8")

@@ -14,7 +14,6 @@ from mpvg.errors import RunError, UserError
 from mpvg.out import source_name
 from mpvg.share import save
 
-_AS_TRAINING_RESIZES = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
 _EXAMPLES = """examples:
   mpvg share runs/fit/best.ckpt my_model
   mpvg share runs/fit/best.ckpt my_model --licence cc-by-4.0 --data 'Flowers, 2024 season' --metric 'accuracy, %=91.3'
@@ -51,7 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
         data=arguments.data or source_name(str(card.data["source"])),
         metrics=metrics,
         licence=arguments.licence,
-        preprocessing={"mean": seen.mean, "std": seen.std, **_AS_TRAINING_RESIZES},
+        preprocessing={
+            "mean": seen.mean,
+            "std": seen.std,
+            "interpolation": seen.interpolation,
+            "crop_pct": seen.crop or 1.0,
+            "crop_mode": "squash" if seen.crop is None else "center",
+        },
     )
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(1, seen.channels, *seen.size, generator=torch.Generator().manual_seed(0))
