@@ -193,7 +193,7 @@ def measured(pixels: Tensor, *, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("results/bench/vit_lite_training.csv"))
+    parser.add_argument("--out", type=Path, default=Path("results/recipes/vit_lite_training.csv"))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     arguments = parser.parse_args()
     images, name = benchmark_images(BATCH)

@@ -1,4 +1,4 @@
-"""Write the tables of docs/recipes.md from recipes/ and results/bench: python docs/recipes_tables.py"""
+"""Write the tables of docs/recipes.md from recipes/ and results/recipes: python docs/recipes_tables.py"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tables import DOCS, RESULTS, Tables, number, rows, table, write
 
 DOCUMENT = DOCS / "recipes.md"
 FOLDER = DOCS.parent / "recipes"
-SPEED = RESULTS / "bench" / "vit_lite_training.csv"
+SPEED = RESULTS / "recipes" / "vit_lite_training.csv"
 _ORDER = (
     "imagenet1k/deit_tiny", "imagenet1k/deit_small", "imagenet1k/deit_base", "imagenet1k/swin_tiny",
     "imagenet1k/ceit_tiny", "imagenet1k/t2t_vit_7", "cifar100/vit_lite_7_4", "cifar100/t2t_vit_7_finetune",
