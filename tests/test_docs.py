@@ -12,8 +12,8 @@ import torch
 import analysis_tables
 import cost_tables
 import finetuning_tables
-import recipes_tables
 import mpvg
+import recipes_tables
 from helpers import images, perturb, relative
 from mpvg.cli import main
 from tables import filled

@@ -61,6 +61,38 @@ def test_two_steps(name: str, images: Path, tmp_path: Path, monkeypatch: pytest.
     assert found["images"] == (2 if "--data" in words else 4)
 
 
+def test_a_model_that_was_tested_on_centres_predicts_on_centres(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As timm resizes and crops, alone and from the folder that is shared."""
+    monkeypatch.chdir(tmp_path)
+    of_data = ["--data", str(images), "--data.workers", "0", "--img-size", "32", "--data.crop_pct", "0.8"]
+    bilinear = ["--data.interpolation", "bilinear", "--val-fraction", "0", "--debug", "true"]
+    assert main(["fit", *of_data, *bilinear]) == 0
+    picture = images / "val" / "cat" / "0.png"  # 50 x 40: to 50 x 40 again, whose centre is 32 x 32
+    expected = np.asarray(Image.open(picture))[4:36, 9:41]
+    classifier = mpvg.load("runs/debug/last.ckpt")
+    assert np.array_equal(classifier.read(picture), expected)
+    assert np.array_equal(classifier.read(Image.open(picture)), expected)
+    assert main(["share", "runs/debug/last.ckpt", "shared"]) == 0
+    found = json.loads(Path("shared/config.json").read_text())["pretrained_cfg"]
+    assert (found["crop_pct"], found["crop_mode"], found["interpolation"]) == (0.8, "center", "bilinear")
+    capsys.readouterr()
+    assert main(["predict", "--ckpt", "runs/debug/last.safetensors", str(picture)]) == 0
+    first = json.loads(capsys.readouterr().out)["top5"][0]
+    with torch.no_grad():
+        pixels = torch.from_numpy(expected).permute(2, 0, 1)[None]
+        probabilities = classifier.model(classifier.card.preprocessing(pixels)).softmax(1)[0]
+    assert first["prob"] == pytest.approx(probabilities.max().item(), abs=1e-5)
+
+
+def test_classes_that_are_missing(images: Path, tmp_path: Path, capsys: Any) -> None:
+    fixed = ["fit", "--data", str(images), "--img-size", "32", "--out", str(tmp_path / "out"), "--debug", "true"]
+    assert main([*fixed, "--model.num_classes", "1000"]) == 2
+    assert "has 2 classes, fewer than the head's 1000" in capsys.readouterr().err
+    assert main([*fixed, "--model.num_classes", "2"]) == 0
+
+
 def test_the_average_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """After two steps of a decay of 0.75, by hand; evaluated only where the recipe says so; asked for by --ema."""
     monkeypatch.chdir(tmp_path)

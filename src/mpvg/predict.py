@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -66,17 +66,27 @@ class Classifier:
             UserError: An image cannot be read.
         """
         images = _listed(images)
-        predictions: list[Prediction] = []
-        for probabilities in self._batches(images, lambda batch: self.model(batch).softmax(dim=1)):
+        found = self.guess(map(self.read, images))
+        files = [str(image) if isinstance(image, str | Path) else None for image in images]
+        return [{"file": file, "top5": top5} for file, top5 in zip(files, found, strict=True)]
+
+    def guess(self, pixels: Iterable[npt.NDArray[np.uint8]]) -> list[list[Guess]]:
+        """Name images that `read` has read.
+
+        Args:
+            pixels: Each (H, W, C) as the model takes them.
+
+        Returns:
+            For each up to five classes, the most probable first.
+        """
+        found: list[list[Guess]] = []
+        for probabilities in self._batches(pixels, lambda batch: self.model(batch).softmax(dim=1)):
             top = probabilities.topk(min(5, len(self.classes)))
             for values, classes in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                image = images[len(predictions)]
-                guesses: list[Guess] = [
-                    {"name": self.classes[label], "prob": value} for label, value in zip(classes, values, strict=True)
-                ]
-                file = str(image) if isinstance(image, str | Path) else None
-                predictions.append({"file": file, "top5": guesses})
-        return predictions
+                found.append(
+                    [{"name": self.classes[label], "prob": value} for label, value in zip(classes, values, strict=True)]
+                )
+        return found
 
     def features(self, images: Image | Iterable[Image]) -> npt.NDArray[np.float32]:
         """Embed images: what the classifying layer reads.
@@ -90,19 +100,23 @@ class Classifier:
         Raises:
             UserError: An image cannot be read.
         """
+        return self.embed(map(self.read, _listed(images)))
 
-        def embed(batch: Tensor) -> Tensor:
+    def embed(self, pixels: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Embed images that `read` has read; arguments and result are those of `guess` and `features`."""
+
+        def before_classifier(batch: Tensor) -> Tensor:
             return self.model.forward_head(self.model.forward_features(batch), pre_logits=True)
 
-        rows = [batch.numpy() for batch in self._batches(_listed(images), embed)]
+        rows = [batch.numpy() for batch in self._batches(pixels, before_classifier)]
         return np.concatenate(rows) if rows else np.empty((0, self.model.num_features), np.float32)
 
     @torch.inference_mode()
-    def _batches(self, images: Sequence[Image], compute: Any) -> Iterator[Tensor]:
-        rest = iter(images)
+    def _batches(self, pixels: Iterable[npt.NDArray[np.uint8]], compute: Any) -> Iterator[Tensor]:
+        rest = iter(pixels)
         while batch := list(islice(rest, _BATCH)):
-            pixels = torch.from_numpy(np.stack([self.read(image) for image in batch]))
-            normalised = self.card.preprocessing(pixels.permute(0, 3, 1, 2).to(self.device))
+            stacked = torch.from_numpy(np.stack(batch))
+            normalised = self.card.preprocessing(stacked.permute(0, 3, 1, 2).to(self.device))
             yield compute(normalised).float().cpu()
 
     def read(self, image: Image) -> npt.NDArray[np.uint8]:

@@ -67,11 +67,11 @@ def _print(classifier: Classifier, images: Sequence[tuple[Path, Any]], *, featur
     pixels = [pixels for _, pixels in images]
     found: list[dict[str, Any]]
     if features:
-        found = [{"features": row.tolist()} for row in classifier.features(pixels)]
+        found = [{"features": row.tolist()} for row in classifier.embed(pixels)]
     else:
         found = [
-            {"top5": [{"name": guess["name"], "prob": round(guess["prob"], 6)} for guess in prediction["top5"]]}
-            for prediction in classifier.predict(pixels)
+            {"top5": [{"name": guess["name"], "prob": round(guess["prob"], 6)} for guess in guesses]}
+            for guesses in classifier.guess(pixels)
         ]
     for (file, _), line in zip(images, found, strict=True):
         print(json.dumps({"file": str(file), **line}), flush=True)

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from mpvg.console import progress_bar, say
 
+_SECONDS = 0.5  # between two looks at the loss
+
 
 class TrainingProgress(ProgressBar):
     """Steps, images a second, learning rate, loss, validation accuracy and the time left."""
@@ -29,6 +31,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started, self.batches = time.monotonic(), 0
+        self.told = self.started - _SECONDS
         if self.shown:
             total = int(trainer.estimated_stepping_batches)
             self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
@@ -38,7 +41,9 @@ class TrainingProgress(ProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.batches += 1
-        if self.shown and not self.bar.disable:
+        now = time.monotonic()
+        if self.shown and not self.bar.disable and now - self.told > _SECONDS:  # to read the loss waits for the step
+            self.told = now
             self.bar.update(self.task, completed=trainer.global_step, description=self._state(trainer))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
