@@ -177,7 +177,7 @@ def test_a_loss_that_is_no_number(
     monkeypatch.setattr(ImageClassification, "training_step", spoilt)
     assert fit(dataset, tmp_path / "late") == 3
     error = capsys.readouterr().err
-    assert re.search(r"nan at epoch 2, step 5: .*Kept: .*last\.ckpt of epoch 1, .*best\.ckpt of epoch 1\.", error)
+    assert re.search(r"nan at epoch 2, step 5: .*Kept: .*last\.ckpt after epoch 1, .*best\.ckpt after epoch 1\.", error)
     assert error.count("\n") == 1
     assert load_model(tmp_path / "late" / "last.ckpt")
 

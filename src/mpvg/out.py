@@ -20,6 +20,18 @@ def source_name(source: str) -> str:
     return re.sub(r"[^\w.]+", "-", Path(source).stem)
 
 
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)  # or processes that load images would hold on when their parent is killed
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a folder, made where it is missing, against a second process; the system lets go even if this one is killed.
@@ -43,9 +55,11 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:  # some network file systems lock files only
         os.close(handle)
         raise UserError(f"--out {path} cannot be locked ({error}): name a folder on a local disk.") from error
+    _held.add(handle)
     try:
         yield
     finally:
+        _held.discard(handle)
         os.close(handle)
 
 

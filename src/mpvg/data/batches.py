@@ -31,6 +31,7 @@ def epoch_batches(
     mean: Sequence[float],
     seed: int,
     epoch: int,
+    first_batch: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
@@ -44,6 +45,7 @@ def epoch_batches(
         mean: Of each channel, from 0 to 1: what a rotation leaves bare is filled with it.
         seed: The run's seed.
         epoch: Number of the epoch from 0.
+        first_batch: Batch to begin with, from 0; those before are not drawn.
         rank: Of several processes, which one this is; each yields its part of every batch.
         world_size: Number of processes.
 
@@ -58,7 +60,7 @@ def epoch_batches(
     shift = int(augmentation.shift * min(height, width))
     offsets = torch.from_numpy(random.integers(-shift, shift + 1, (repeats, 2, len(pixels)))).to(device)
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-    starts = range(0, len(order) - batch_size + 1, batch_size)
+    starts = range(first_batch * batch_size, len(order) - batch_size + 1, batch_size)
     images_at_once = _PIXELS_AT_ONCE.get(device.type, 2**19) // (height * width)
     at_once = max(images_at_once * world_size // batch_size, 1)  # batches
     for first in range(0, len(starts), at_once):

@@ -97,6 +97,7 @@ def _command_line(args: Sequence[str]) -> Any:
     options: dict[str, dict[str, Any]] = {
         "--out": {"type": str | None, "help": "folder for results (runs/fit-DATA-MODEL-SCHEME)"},
         "--overwrite": {"action": "store_true", "help": "begin anew where the folder holds another configuration"},
+        "--save_every": {"type": int | None, "help": "steps between checkpoints, beside that of each epoch's end"},
         "--debug": {"type": bool, "default": False, "help": "true for two small steps, on generated images by default"},
     }
     named = {word.partition("=")[0] for word in args} & {"--data", "--data.source"}
@@ -149,6 +150,8 @@ def _train(cli: Any, out: Path, console: Console) -> Fitted:
     model, data = cli.model, cli.datamodule
     checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
     callbacks: list[Any] = [BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)]
+    if cli.config.save_every:
+        callbacks.append(BestAndLast(filename="last", every_n_train_steps=cli.config.save_every, **checkpoints))
     if not data.watches_test:
         callbacks.insert(0, BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints))
     trainer = cli.trainer_for(out, [TrainingProgress(console), *callbacks])
@@ -160,13 +163,15 @@ def _train(cli: Any, out: Path, console: Console) -> Fitted:
         say(console, remark)
     if resumed:
         read_checkpoint(resumed)  # says what is wrong with it, if anything
-        say(console, f"Going on from {resumed}, after epoch {_epoch(resumed)}.")
+        say(console, f"Going on from {resumed}, {_place(resumed)}.")
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{error} {_kept(out)}") from error
     except SystemExit as error:  # which Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
+    finally:
+        data.teardown("fit")
     return Fitted(None, None) if _rank() else _finish(out, callbacks[0], console)
 
 
@@ -229,8 +234,15 @@ def _kept(out: Path) -> str:
     files = [out / name for name in (LAST, BEST) if (out / name).is_file()]
     if not files:
         return "No epoch had ended, so nothing was kept."
-    return "Kept: " + ", ".join(f"{file} of epoch {_epoch(file)}" for file in files) + "."
+    return "Kept: " + ", ".join(f"{file} {_place(file)}" for file in files) + "."
 
 
-def _epoch(checkpoint: Path) -> int:
-    return 1 + int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])
+def _place(checkpoint: Path) -> str:
+    """Say where in its training a checkpoint was written."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    epoch, of_epoch = 1 + int(content["epoch"]), content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return (
+        f"after epoch {epoch}"
+        if of_epoch["is_last_batch"]
+        else f"in epoch {epoch}, after step {content['global_step']}"
+    )

@@ -16,8 +16,19 @@ from mpvg.data.preprocessing import eval_batch_size, to_tensors
 from mpvg.data.splits import Split
 
 
+def place(trainer: Any) -> tuple[int, int]:
+    """Return the epoch that a trainer is in, and the batch that comes next.
+
+    To be asked with the first batch: where a training goes on, Lightning makes the iterator before it knows.
+
+    Args:
+        trainer: Lightning's.
+    """
+    return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
 class TrainBatches:
-    """The batches of the trainer's current epoch, a function of (seed, epoch): an epoch begun again is the same.
+    """The batches of the trainer's current epoch from where it stands, a function of (seed, epoch).
 
     Args:
         split: The training images.
@@ -46,7 +57,7 @@ class TrainBatches:
         return epoch_draws(len(self.labels), self.augmentation.repeats) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        # read with the first batch: where a training goes on, Lightning makes the iterator before it counts the epoch
+        epoch, first_batch = place(self.trainer)
         yield from epoch_batches(
             self.pixels,
             self.labels,
@@ -54,7 +65,8 @@ class TrainBatches:
             augmentation=self.augmentation,
             mean=self.mean,
             seed=self.seed,
-            epoch=self.trainer.current_epoch,
+            epoch=epoch,
+            first_batch=first_batch,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )

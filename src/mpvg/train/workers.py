@@ -7,10 +7,11 @@ from typing import Any
 
 from mpvg.data.batch import Batch
 from mpvg.data.large import TrainLoader
+from mpvg.train.memory import place
 
 
 class WorkerBatches:
-    """The batches of the trainer's current epoch.
+    """The batches of the trainer's current epoch, from where it stands.
 
     Args:
         loader: What reads them.
@@ -25,6 +26,5 @@ class WorkerBatches:
         return self.loader.epoch_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # told with the first batch: where a training goes on, Lightning makes the iterator before it counts the epoch
-        self.loader.set_epoch(self.trainer.current_epoch)
+        self.loader.set_epoch(*place(self.trainer))
         yield from self.loader
