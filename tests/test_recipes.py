@@ -94,6 +94,7 @@ def check_images(config: dict[str, Any], row: Row) -> None:
     )  # fmt: skip
     assert drawn.crop_ratio == (3 / 4, 4 / 3)
     data.load((row.side, row.side), augmentation=drawn)
+    data.preprocessing(None)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_rank=0, world_size=1, current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("cpu"))
     )

@@ -154,3 +154,17 @@ def test_several_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "need a validation split" in capsys.readouterr().err
     assert main([*fixed[:3], "--lr", "0.01,high"]) == 2
     assert "'high' is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "null"])
+@pytest.mark.parametrize("count", [7, 300])
+def test_sets_smaller_than_a_batch(count: int, workers: str, tmp_path: Path) -> None:
+    """With repeated augmentation an epoch of 300 images has 256 draws; to be mixed, images are paired."""
+    random = np.random.default_rng(0)
+    split = {"images": random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), "labels": np.arange(count) % 2}
+    np.savez(tmp_path / "set.npz", **{f"{name}_{key}": split[key] for name in ("train", "test") for key in split})
+    drawn = ["--model.recipe.augmentation.repeats=3", "--model.recipe.augmentation.mixup=0.8"]
+    words = ["--data.batch_size=512", f"--data.workers={workers}", "--val-fraction=0", "--trainer.max_epochs=2"]
+    out = tmp_path / "out"
+    assert main(["fit", "--data", str(tmp_path / "set.npz"), "--img-size=8", *drawn, *words, "--out", str(out)]) == 0
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 2

@@ -82,6 +82,11 @@ class ImageDataModule(lightning.LightningDataModule):
         self.skip_bad_images = skip_bad_images
         cannot_be_held = streaming or layout_of(source) == "container"
         self.workers = (os.cpu_count() or 1) if workers is None and cannot_be_held else workers
+        if self.workers is None and (crop_pct is not None or interpolation != "bicubic"):
+            raise UserError(
+                f"crop_pct {crop_pct} and interpolation {interpolation!r} are for images that workers read: name "
+                "--data.workers 4, say, or leave them out."
+            )
         self.streaming = streaming
         self.crop_pct, self.interpolation = crop_pct, interpolation
         self.normalisation = None if mean is None or std is None else (tuple(mean), tuple(std))
@@ -117,7 +122,9 @@ class ImageDataModule(lightning.LightningDataModule):
                 f"{images.name} have {self.channels}: name as many, or leave mean and std out."
             )
         self.train, self.val = self._splits(images)
-        self.images_a_step = min(self.batch_size, len(self.train))
+        self.images_a_step = min(self.batch_size, epoch_draws(len(self.train), augmentation.repeats))
+        if augmentation.mixes and self.images_a_step < self.batch_size:
+            self.images_a_step -= self.images_a_step % 2  # mixing pairs them
         return images
 
     def _load(self, source: str, *, img_size: int | None = None, mixed_size: Size | None = None) -> ImageData:
@@ -165,9 +172,12 @@ class ImageDataModule(lightning.LightningDataModule):
             expected: Mean and deviation that pretrained weights expect; None for none.
         """
         if isinstance(self.train, Split):
-            return Preprocessing.of(self.train).with_normalisation(self.normalisation or expected)
-        of_imagenet = Preprocessing.of_imagenet(self.image_size, crop=self.crop_pct, interpolation=self.interpolation)
-        return of_imagenet.with_normalisation(self.normalisation or expected)
+            found = Preprocessing.of(self.train)
+        else:
+            found = Preprocessing.of_imagenet(self.image_size, crop=self.crop_pct, interpolation=self.interpolation)
+        found = found.with_normalisation(self.normalisation or expected)
+        self.mean = found.mean  # what rotations leave bare is filled with it
+        return found
 
     def arguments(self) -> dict[str, Any]:
         """Return what a checkpoint's card keeps of the data."""
@@ -177,7 +187,7 @@ class ImageDataModule(lightning.LightningDataModule):
         trainer: Any = self.trainer
         shared: dict[str, Any] = {
             "augmentation": self.augmentation,
-            "mean": self.preprocessing(None).mean,
+            "mean": self.mean,
             "batch_size": self.images_a_step,
             "seed": self.seed,
         }

@@ -68,12 +68,10 @@ def run_fit(args: Sequence[str], console: Console | None = None) -> int:
         _fit([*args, *(f"--model.recipe.lr={rate}" for rate in rates)], console)
         return 0
     with quiet():
-        cli = _command_line([*args, f"--model.recipe.lr={rates[0]}"])
-    if cli.config.data.val_fraction == 0:
-        raise UserError("--lr: several rates need a validation split to choose by: name --val-fraction 0.1, say.")
+        cli = _command_line(args)
 
     def fit_at(rate: float, out: Path) -> Fitted:
-        return _fit([*args, f"--model.recipe.lr={rate}", f"--out={out}"], console)
+        return _fit([*args, f"--model.recipe.lr={rate}", f"--out={out}"], console, chooses=True)
 
     sweep(rates, fit_at, _out_folder(cli), console)
     return 0
@@ -118,12 +116,14 @@ def _out_folder(cli: Any) -> Path:
     return Path(cli.config.out or named).expanduser()
 
 
-def _fit(args: Sequence[str], console: Console) -> Fitted:
+def _fit(args: Sequence[str], console: Console, *, chooses: bool = False) -> Fitted:
     with quiet():
         cli = _command_line(args)
         model, data = cli.model, cli.datamodule
         accumulated = cli.config.trainer.accumulate_grad_batches
         model.build_for(data, seed=int(cli.config.seed_everything), accumulated=accumulated)
+        if chooses and data.watches_test:
+            raise UserError("--lr: several rates need a validation split to choose by: name --val-fraction 0.1, say.")
         out = _out_folder(cli)
         if _rank():  # of several processes the first has the folder
             console.quiet = True
