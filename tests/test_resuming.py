@@ -31,14 +31,14 @@ WAYS: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stopped", [1, 4], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize("stopped", [1, 12], ids=["first epoch", "second epoch"])
 def test_stopped_within_an_epoch(
     way: str, stopped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, options = WAYS[way]
     source = write(tmp_path / "set")
     words = ["fit", "--data", str(source), *options, *RECIPE, "--img-size=16", "--data.batch_size=4"]
-    words += ["--val-fraction=0", "--trainer.max_epochs=3", "--save_every=1", "--trainer.logger=false"]
+    words += ["--val-fraction=0", "--trainer.max_epochs=2", "--save_every=1", "--trainer.logger=false"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     step = ImageClassification.training_step
 
@@ -54,6 +54,6 @@ def test_stopped_within_an_epoch(
     assert main([*words, "--out", str(tmp_path / "again")]) == 0
     assert re.search(rf"Going on from .*, in epoch \d, after step {stopped + 1}\.", capsys.readouterr().out)
     one, two = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("whole", "again"))
-    assert one["global_step"] == two["global_step"] > 2 * stopped
+    assert one["global_step"] == two["global_step"] == 20
     for name, tensor in one["state_dict"].items():
         assert torch.equal(tensor, two["state_dict"][name]), name
