@@ -28,10 +28,12 @@ def cut_and_resize(images: Tensor, boxes: Tensor, bicubic: Tensor, flip: Tensor 
         Images (B, C, H, W) in uint8.
     """
     height, width = images.shape[2:]
-    weights = _weights(boxes, (height, width), bicubic, flip)
-    across, down = weights[1, :, :width, :width], weights[0, :, None, :height, :height]
-    rows = _to_levels(images.float().flatten(1, 2) @ across.mT).floor_()
-    return _to_levels(down @ rows.unflatten(1, images.shape[1:3])).to(torch.uint8)
+    mirrored = torch.zeros_like(bicubic) if flip is None else flip
+    top, left, rows, columns = boxes.unbind(1)
+    across = _weights(left, columns, width, 2 * mirrored + bicubic)
+    down = _weights(top, rows, height, bicubic)[:, None]
+    halfway = _to_levels(images.float().flatten(1, 2) @ across.mT).floor_()
+    return _to_levels(down @ halfway.unflatten(1, images.shape[1:3])).to(torch.uint8)
 
 
 def shift(images: Tensor, offsets: Tensor, flip: Tensor | None = None) -> Tensor:
@@ -64,33 +66,46 @@ def _columns(width: int, flip: Tensor | None, device: torch.device) -> Tensor:
     return columns if flip is None else torch.where(flip[:, None], width - 1 - columns, columns)
 
 
-def _weights(boxes: Tensor, size: tuple[int, int], bicubic: Tensor, flip: Tensor | None) -> Tensor:
+def _weights(start: Tensor, length: Tensor, size: int, way: Tensor) -> Tensor:
     """Return how much each pixel of a side gives to each pixel of the result.
+
+    Args:
+        start: First pixel of each box, (B,) in int64.
+        length: Its pixels, (B,) in int64.
+        size: Pixels of the side, and of the result.
+        way: Which of the `_all_weights`: 0 bilinear, 1 bicubic, and the same mirrored, (B,).
+
+    Returns:
+        Weights (B, pixels of the result, pixels).
+    """
+    row = size * way + length - 1
+    source, weights = (part.index_select(0, row) for part in _all_weights(size, start.device))
+    # A frame of two pixels more on each side takes the weights of 0 that lie outside.
+    framed = torch.zeros(len(start), size, size + 4, device=start.device)
+    return framed.scatter_(2, source + (start[:, None, None] + 2), weights)[..., 2:-2]
+
+
+@lru_cache
+def _all_weights(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the weights for boxes of every length from 1 to `size`, which is all that they hang on.
 
     A box is never larger than the result, so that four pixels (two, if bilinear) give all there is to a pixel, and
     nothing is antialiased.
 
     Returns:
-        Weights (2, B, pixels of the result, pixels), of rows first, as many as the longer side has; then of columns.
+        Pixels, counted from the box's first, and their weights, (4 x size, pixels of the result, 4) each: bilinear
+        by length, bicubic, and both mirrored.
     """
-    start, length = boxes.mT[:2, :, None, None], boxes.mT[2:, :, None, None]
-    longest, device = max(size), boxes.device
-    result = torch.arange(longest, device=device).expand(2, len(boxes), -1)
-    if flip is not None:
-        result = torch.stack([result[0], torch.where(flip[:, None], size[1] - 1 - result[1], result[1])])
-    centre = (result + 0.5) * (length / _sides(size, device))[..., 0] + start[..., 0]
-    first, four = neighbours(centre - 0.5, bicubic[:, None], RESIZING)
+    length = torch.arange(1, size + 1, device=device)[:, None]
+    centre = (torch.arange(size, device=device) + 0.5) * (length / size)
+    bicubic = torch.tensor([[[False]], [[True]]], device=device)
+    first, four = neighbours((centre - 0.5).expand(2, -1, -1), bicubic, RESIZING)
     source = first[..., None] + torch.arange(-1, 3, device=device)
-    weights = torch.stack(four, dim=-1) * ((source >= start) & (source < start + length))
+    weights = torch.stack(four, dim=-1) * ((source >= 0) & (source < length[..., None]))
     weights = (weights / (weights.sum(dim=-1, keepdim=True) * _WEIGHT_UNIT)).round() * _WEIGHT_UNIT
-    # Two pixels more on each side, and those beyond the shorter side, have a weight of 0.
-    framed = torch.zeros(2, len(boxes), longest, longest + 4, device=device)
-    return framed.scatter_(3, (source + 2).clamp_(0, longest + 3).long(), weights)[..., 2:-2]
-
-
-@lru_cache
-def _sides(size: tuple[int, int], device: torch.device) -> Tensor:
-    return torch.tensor(size, device=device)[:, None, None, None]
+    both = source.long().flatten(0, 1), weights.flatten(0, 1)
+    source, weights = (torch.cat([part, part.flip(1)]) for part in both)
+    return source, weights
 
 
 def _to_levels(values: Tensor) -> Tensor:
