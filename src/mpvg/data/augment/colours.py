@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,23 +26,27 @@ def look_up(images: Tensor, kind: Tensor, argument: Tensor) -> Tensor:
     Returns:
         Images (B, C, H, W) in uint8.
     """
-    tables = _plain_tables(kind[:, None], argument[:, None])[:, None].repeat(1, images.shape[1], 1)
-    tables = on_chosen(_contrasted, kind == Kind.CONTRAST, tables, images, argument)
+    plain = _plain_tables(images.device)[kind, argument.long().clamp_(0, 256)]
+    tables = plain[:, None].expand(-1, images.shape[1], -1).contiguous()
+    blended = (kind == Kind.BRIGHTNESS) | (kind == Kind.CONTRAST)
+    tables = on_chosen(_contrasted, blended, tables, images, kind == Kind.CONTRAST, argument)
     tables = on_chosen(_stretched, kind == Kind.AUTO_CONTRAST, tables, images)
     tables = on_chosen(_equalized, kind == Kind.EQUALIZE, tables, images)
     return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def _plain_tables(kind: Tensor, argument: Tensor) -> Tensor:
-    """Return the tables (B, 256) of the operations that do not look at an image; without meaning for the others."""
-    value, whole = torch.arange(256, dtype=torch.int32, device=kind.device), argument.int()
-    tables = torch.where(value < whole, value, 255 - value)  # inverts all where the argument is 0
-    kept = value & -(1 << (8 - whole.clamp(0, 8)))
-    tables = torch.where(kind == Kind.POSTERIZE, kept, tables)
-    added = value + whole * (value < 128)
-    tables = torch.where(kind == Kind.SOLARIZE_ADD, added, tables)
-    tables = torch.where(kind == Kind.BRIGHTNESS, (value * argument).int(), tables)
-    return tables.clamp_(0, 255).to(torch.uint8)
+@lru_cache
+def _plain_tables(device: torch.device) -> Tensor:
+    """Return the tables, in uint8, of the operations that look at neither an image nor a factor.
+
+    Returns:
+        By kind and by argument, (kinds, 257, 256); without meaning for the others.
+    """
+    value, whole = torch.arange(256, device=device), torch.arange(257, device=device)[:, None]
+    tables = torch.where(value < whole, value, 255 - value).repeat(len(Kind), 1, 1)  # inverts all where it is 0
+    tables[Kind.POSTERIZE] = value & -(1 << (8 - whole.clamp(0, 8)))
+    tables[Kind.SOLARIZE_ADD] = (value + whole * (value < 128)).clamp_(max=255)
+    return tables.to(torch.uint8)
 
 
 def colour(images: Tensor, factor: Tensor) -> Tensor:
@@ -84,10 +90,11 @@ def smooth(images: Tensor) -> Tensor:
     return torch.where(inner, pad((sums / _SMOOTH_SUM).round(), (1, 1, 1, 1)).to(torch.uint8), images)
 
 
-def _contrasted(tables: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Return the tables of Contrast: a blend with the mean of the image in grey."""
+def _contrasted(tables: Tensor, images: Tensor, contrast: Tensor, factor: Tensor) -> Tensor:
+    """Return the tables of Contrast, a blend with the mean of the image in grey, and Brightness, one with black."""
     value = torch.arange(256, device=images.device)
-    return blend(mean_grey(images)[:, None, None], value, factor[:, None, None]).expand_as(tables)
+    other = (mean_grey(images) * contrast)[:, None, None]
+    return blend(other, value, factor[:, None, None]).expand_as(tables)
 
 
 def _stretched(tables: Tensor, images: Tensor) -> Tensor:
