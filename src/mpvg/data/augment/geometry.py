@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from mpvg.data.augment.interpolation import TRANSFORMING, neighbours
 
@@ -38,7 +39,7 @@ def slide(images: Tensor, shears: Tensor, amount: Tensor, bicubic: Tensor, *, fi
         sums.addcmul_(shifted[..., step : step + width], weights[step][:, None])
     position = shift + (column[1:-2] + 0.5)
     inside = (position >= 0) & (position < width)
-    return torch.where(inside[:, None], _to_levels(sums), fill[:, None, None])
+    return _to_levels(torch.where(inside[:, None], sums, fill[:, None, None]))
 
 
 def slide_down(images: Tensor, shears: Tensor, amount: Tensor, bicubic: Tensor, *, fill: Tensor) -> Tensor:
@@ -59,26 +60,34 @@ def rotate(images: Tensor, degrees: Tensor, bicubic: Tensor, *, fill: Tensor) ->
         Images (B, C, H, W) in uint8.
     """
     height, width = images.shape[2:]
-    angle = torch.deg2rad(degrees)[:, None]
+    angle = torch.deg2rad(degrees)[:, None, None]
     cos, sin = angle.cos(), angle.sin()
-    pixel = torch.arange(height * width, device=images.device)
-    down, right = pixel // width + (0.5 - height / 2), pixel % width + (0.5 - width / 2)
-    x, y = cos * right - sin * down + width / 2, sin * right + cos * down + height / 2
+    down = torch.arange(height, device=images.device)[:, None] + (0.5 - height / 2)
+    right = torch.arange(width, device=images.device) + (0.5 - width / 2)
+    x = (cos * right - sin * down + width / 2).flatten(1)
+    y = (sin * right + cos * down + height / 2).flatten(1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     columns, across = _all_neighbours(x, width, bicubic[:, None])
     rows, along = _all_neighbours(y, height, bicubic[:, None])
-    index = (rows[:, :, None] * width + columns[:, None]).flatten(1).long()
-    weights = (along[:, :, None] * across[:, None]).flatten(1, 2)
-    parts = images.flatten(2).float().gather(2, index[:, None].expand(-1, images.shape[1], -1))
-    sums = parts.unflatten(2, weights.shape[1:]).mul_(weights[:, None]).sum(dim=2)
-    return torch.where(inside[:, None], _to_levels(sums), fill[:, None]).view_as(images)
+    image = torch.arange(len(images), dtype=torch.int32, device=images.device)[:, None, None]
+    pixels = ((image * height + rows) * width)[:, :, None] + columns[:, None]
+    weights = along[:, :, None] * across[:, None]
+    # Made to add up the words of a text, this takes all channels of a pixel at once.
+    sums = embedding_bag(
+        pixels.flatten(1, 2).mT.flatten(0, 1),
+        images.float().movedim(1, -1).flatten(0, 2),
+        per_sample_weights=weights.flatten(1, 2).mT.flatten(0, 1),
+        mode="sum",
+    )
+    sums = sums.view(len(images), -1, images.shape[1]).mT.contiguous()
+    return _to_levels(torch.where(inside[:, None], sums, fill[:, None])).view_as(images)
 
 
 def _all_neighbours(position: Tensor, size: int, bicubic: Tensor) -> tuple[Tensor, Tensor]:
     """Return the four places around each position, those of the border repeated, and their weights, (B, 4, ...)."""
     start, weights = neighbours(position - 0.5, bicubic, TRANSFORMING)
     places = torch.stack([start - 1, start, start + 1, start + 2], dim=1)
-    return places.clamp_(0, size - 1), torch.stack(weights, dim=1)
+    return places.clamp_(0, size - 1).int(), torch.stack(weights, dim=1)
 
 
 def _to_levels(sums: Tensor) -> Tensor:
