@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from mpvg.data.augment.chosen import on_chosen
 from mpvg.data.augment.kinds import Kind
@@ -86,8 +85,9 @@ def smooth(images: Tensor) -> Tensor:
     values = images.float()
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + (_SMOOTH_CENTRE - 1) * values[..., 1:-1, 1:-1]
-    inner = pad(torch.ones_like(sums[:1, :1], dtype=torch.bool), (1, 1, 1, 1))
-    return torch.where(inner, pad((sums / _SMOOTH_SUM).round(), (1, 1, 1, 1)).to(torch.uint8), images)
+    smoothed = images.clone()
+    smoothed[..., 1:-1, 1:-1] = (sums / _SMOOTH_SUM).round()
+    return smoothed
 
 
 def _contrasted(tables: Tensor, images: Tensor, contrast: Tensor, factor: Tensor) -> Tensor:
