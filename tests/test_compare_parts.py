@@ -113,7 +113,7 @@ def test_the_loss_has_smoothed_labels() -> None:
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_trainings_have_a_rate(steps: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    build_schedule(optimizer, Schedule(), steps=steps, epochs=1)
+    build_schedule(optimizer, Schedule(), steps=steps, epochs=1, steps_an_epoch=steps)
     assert optimizer.param_groups[0]["lr"] > 0.1
 
 

@@ -230,6 +230,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: without(parquet(root, files=3), "data/train-00002-of-00003.parquet"),
         r"set lacks 1 of 3 shards, train-00002-of-00003\.parquet",
     ),
+    "parquet gap the first": (
+        lambda root: without(parquet(root, files=2), "data/train-00000-of-00002.parquet"),
+        r"set lacks 1 of 2 shards, train-00000-of-00002\.parquet",
+    ),
     "no test shards": (
         without_test_shards,
         r"set has train: shards of train and of test \(or val\) are needed",

@@ -56,7 +56,9 @@ def check_optimizer(config: dict[str, Any], row: Row) -> None:
             assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, False)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         steps = row.draws // row.batch
-        schedule = build_schedule(optimizer, recipe.schedule, steps=steps * row.epochs, epochs=row.epochs)
+        schedule = build_schedule(
+            optimizer, recipe.schedule, steps=steps * row.epochs, epochs=row.epochs, steps_an_epoch=steps
+        )
         for epoch in (0, 1, 2, 5, 6, 10, 11, 20, 21, 59, 150, 299, row.epochs - 1):
             if epoch >= row.epochs:
                 continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 import mpvg
 from mpvg.checkpoint import load_model
 from mpvg.cli import main
+from mpvg.train.module import ImageClassification
 from recipes import FOLDER, ROWS, read
 
 
@@ -81,7 +84,7 @@ def test_a_model_that_was_tested_on_centres_predicts_on_centres(
     assert main(["predict", "--ckpt", "runs/debug/last.safetensors", str(picture)]) == 0
     first = json.loads(capsys.readouterr().out)["top5"][0]
     with torch.no_grad():
-        pixels = torch.from_numpy(expected).permute(2, 0, 1)[None]
+        pixels = torch.tensor(expected).permute(2, 0, 1)[None]
         probabilities = classifier.model(classifier.card.preprocessing(pixels)).softmax(1)[0]
     assert first["prob"] == pytest.approx(probabilities.max().item(), abs=1e-5)
 
@@ -161,10 +164,82 @@ def test_several_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_sets_smaller_than_a_batch(count: int, workers: str, tmp_path: Path) -> None:
     """With repeated augmentation an epoch of 300 images has 256 draws; to be mixed, images are paired."""
     random = np.random.default_rng(0)
-    split = {"images": random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), "labels": np.arange(count) % 2}
+    split: dict[str, Any] = {
+        "images": random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+        "labels": np.arange(count) % 2,
+    }
     np.savez(tmp_path / "set.npz", **{f"{name}_{key}": split[key] for name in ("train", "test") for key in split})
     drawn = ["--model.recipe.augmentation.repeats=3", "--model.recipe.augmentation.mixup=0.8"]
     words = ["--data.batch_size=512", f"--data.workers={workers}", "--val-fraction=0", "--trainer.max_epochs=2"]
     out = tmp_path / "out"
     assert main(["fit", "--data", str(tmp_path / "set.npz"), "--img-size=8", *drawn, *words, "--out", str(out)]) == 0
     assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_trying_a_training_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--data", "generated", "--out", "mine", "--trainer.max_epochs", "1"]
+    assert main(words) == 0
+    before = Path("mine/last.ckpt").read_bytes()
+    for _ in range(2):
+        capsys.readouterr()
+        assert main([*words, "--debug", "true"]) == 0
+        assert "epoch 1/1" in capsys.readouterr().out  # from the first step each time
+    assert Path("mine/last.ckpt").read_bytes() == before
+    assert Path("mine-debug/last.ckpt").exists()
+
+
+def test_images_that_workers_left_out_are_told(images: Path, tmp_path: Path, capsys: Any) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(images, root)
+    for part in ("train/cat/1.png", "val/dog/bad.png"):
+        (root / part).write_bytes(b"no image")
+    fixed = ["--data", str(root), "--data.workers=2", "--img-size=16", "--skip-bad-images"]
+    words = ["fit", *fixed, "--val-fraction=0", "--trainer.max_epochs=1", "--data.batch_size=8"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "Left out as unreadable: 2 images; the first is" in said
+    assert "1.png" in said
+    assert main(["test", "--ckpt", str(tmp_path / "out" / "last.ckpt"), "--json"]) == 0
+    read = capsys.readouterr()
+    assert json.loads(read.out)["images"] == 2
+    assert "bad.png" in read.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr"], "--lr without a rate"),
+        (["--model.arguments", "{drop_path_rat: 0.1}"], "no argument 'drop_path_rat' (did you mean 'drop_path_rate'?)"),
+        (["--data.crop_pct", "0.9"], "name --data.workers 4"),
+        (["--model.recipe.augmentation.mixup", "1", "--data.batch_size", "5"], "batch_size 5 is odd"),
+    ],
+)
+def test_bad_options_are_one_line(words: list[str], message: str, capsys: Any) -> None:
+    assert main(["fit", "--data", "generated", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("cut", [[], ["--trainer.max_steps", "25"], ["--trainer.accumulate_grad_batches", "2"]])
+def test_an_epoch_is_an_epoch_however_a_training_is_cut(cut: list[str], tmp_path: Path) -> None:
+    """Rates by epoch, of the epochs that there really are, and other draws at every batch."""
+    seen: list[tuple[int, float, float]] = []
+    step = ImageClassification.training_step
+
+    def noting(self: Any, batch: Any, batch_idx: int) -> Any:
+        seen.append((self.current_epoch, self.optimizers().param_groups[0]["lr"], torch.rand(()).item()))
+        return step(self, batch, batch_idx)
+
+    of_schedule = {"by": "epoch", "lead": 0, "warmup_epochs": 10, "warmup_lr": 0.001}
+    words = [f"--model.recipe.schedule.{name}={value}" for name, value in of_schedule.items()]
+    words += ["--data.batch_size=2", "--val-fraction=0", "--trainer.max_epochs=20", "--model.recipe.lr=0.011"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ImageClassification, "training_step", noting)
+        assert main(["fit", "--data", "generated", *words, *cut, "--out", str(tmp_path / "out")]) == 0
+    assert len(seen) == (25 if cut[:1] == ["--trainer.max_steps"] else 160)  # 8 batches an epoch
+    for epoch, rate, _ in seen:
+        expected = 0.001 * (1 + epoch) if epoch < 10 else 0.011 / 2 * (1 + math.cos(math.pi * epoch / 20))
+        assert rate == pytest.approx(expected)
+    assert len({drawn for _, _, drawn in seen}) == len(seen)

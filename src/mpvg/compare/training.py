@@ -207,7 +207,13 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     schedule = Length.of(settings, len(train))
     optimizer = build_optimizer(model, recipe)
     steps_an_epoch = schedule.steps // settings.epochs
-    rates = build_schedule(optimizer, recipe.schedule, steps=schedule.steps, epochs=settings.epochs)
+    rates = build_schedule(
+        optimizer,
+        recipe.schedule,
+        steps=schedule.steps,
+        epochs=settings.epochs,
+        steps_an_epoch=steps_an_epoch,
+    )
     average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
     evaluated = average.module if average is not None and recipe.ema_evaluate else model
     mixup = build_mixup(recipe, len(data.classes), schedule.batch_size)

@@ -20,7 +20,16 @@ def remarks(data: ImageData | LargeData) -> list[str]:
             f"Classes are imbalanced, {min(data.class_counts)} to {max(data.class_counts)} training images each: "
             f"always answering {data.classes[most]!r} would have {100 * share:.2f} % accuracy."
         )
-    if data.skipped:
-        images = "1 image" if len(data.skipped) == 1 else f"{len(data.skipped)} images"
-        found.append(f"Left out as unreadable: {images}; the first is {data.skipped[0]}.")
-    return found
+    return found + _left_out(data)
+
+
+def told_late(data: ImageData | LargeData) -> list[str]:
+    """Say which images were left out, where that is known only once they have been read."""
+    return _left_out(data) if isinstance(data, LargeData) else []
+
+
+def _left_out(data: ImageData | LargeData) -> list[str]:
+    if not data.skipped:
+        return []
+    images = "1 image" if len(data.skipped) == 1 else f"{len(data.skipped)} images"
+    return [f"Left out as unreadable: {images}; the first is {data.skipped[0]}."]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
@@ -72,6 +74,18 @@ def model_arguments(size: tuple[int, int], channels: int, classes: int) -> dict[
     return {"img_size": size, "in_chans": channels, "num_classes": classes}
 
 
+def own_arguments(model: str) -> set[str]:
+    """Return the names of all arguments that a model's constructors take."""
+    kinds: Any = type(timm.create_model(model, device="meta")).__mro__
+    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+
+
+def _named(error: Exception, known: Iterable[str]) -> str:
+    """Return an error's words; of an argument that there is not, with the nearest one."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return f"it has no argument {unknown[1]!r}{nearest(unknown[1], known)}." if unknown else str(error)
+
+
 def check_build(model: str, scheme: str, arguments: Mapping[str, Any], *, trains: str = "all") -> str:
     """Check that a model can be built with these arguments and under this scheme, and trained.
 
@@ -95,7 +109,7 @@ def check_build(model: str, scheme: str, arguments: Mapping[str, Any], *, trains
         try:
             fits = build(model, scheme, device="meta", **at_own_size)
         except (TypeError, ValueError):  # then it is not the size
-            raise UserError(f"{model} under {scheme}: {error}") from error
+            raise UserError(f"{model} under {scheme}: {_named(error, own_arguments(model))}") from error
         step = max(fits.size_step())
         better = max(step, round(max(height, width) / step) * step)
         raise UserError(f"{model}: {error} Resize them with --img-size {better}, say.") from error

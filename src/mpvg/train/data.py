@@ -213,7 +213,7 @@ class ImageDataModule(lightning.LightningDataModule):
             size=self.image_size,
             crop=self.crop_pct,
             interpolation=self.interpolation,
-            batch_size=eval_batch_size(self.image_size),
+            batch_size=min(eval_batch_size(self.image_size), -(-len(split) // self.trainer.world_size)),
             **self._processes(),
         )
         self._loaders.append(loader)

@@ -17,7 +17,7 @@ from mpvg.checkpoint import load_model, read_checkpoint, save_safetensors
 from mpvg.commands.options import rates as rates_of
 from mpvg.console import say
 from mpvg.data.fingerprint import fingerprint
-from mpvg.data.remarks import remarks
+from mpvg.data.remarks import remarks, told_late
 from mpvg.data.splits import ImageData
 from mpvg.errors import NonFiniteLossError, UserError
 from mpvg.out import OutFolder, locked, source_name
@@ -79,12 +79,16 @@ def run_fit(args: Sequence[str], console: Console | None = None) -> int:
 
 def _take_rates(args: Sequence[str]) -> tuple[tuple[float, ...], list[str]]:
     """Take --lr A,B out of the options; a YAML file sets one rate, under model.recipe.lr."""
-    rest, found = list(args), ""
-    for index, word in enumerate(args):
+    rest, found = [], ""
+    words = iter(args)
+    for word in words:
         option, equals, value = word.partition("=")
         if option == "--lr":
-            found = value if equals else "".join(args[index + 1 : index + 2])
-            del rest[index : index + (1 if equals else 2)]
+            found = value if equals else next(words, "")
+            if not found:
+                raise UserError("--lr without a rate: name one or more, such as --lr 0.0005,0.001.")
+        else:
+            rest.append(word)
     try:
         return (rates_of(found) if found else ()), rest
     except argparse.ArgumentTypeError as error:
@@ -129,7 +133,10 @@ def _fit(args: Sequence[str], console: Console, *, chooses: bool = False) -> Fit
             console.quiet = True
             return _train(cli, out, console)
         with locked(out):
-            OutFolder(out, _configuration(cli), results=_RESULTS).begin(overwrite=cli.config.overwrite)
+            folder = OutFolder(out, _configuration(cli), results=_RESULTS)
+            folder.begin(overwrite=cli.config.overwrite)
+            if cli.config.debug:  # from the first step each time
+                folder.replace_all()
             cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
             return _train(cli, out, console)
 
@@ -143,7 +150,8 @@ def _cut_short(config: Any, *, on_own_images: bool) -> None:
     for option, value in {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}.items():
         config.trainer[option] = value
     config.data.batch_size = min(config.data.batch_size, _DEBUG_BATCH)
-    config.out, config.overwrite = config.out or "runs/debug", True
+    config.out = f"{config.out}-debug" if config.out else "runs/debug"  # never over what was trained
+    config.overwrite = True
 
 
 def _train(cli: Any, out: Path, console: Console) -> Fitted:
@@ -172,6 +180,8 @@ def _train(cli: Any, out: Path, console: Console) -> Fitted:
         raise KeyboardInterrupt from error
     finally:
         data.teardown("fit")
+    for remark in told_late(data.images):
+        say(console, remark)
     return Fitted(None, None) if _rank() else _finish(out, callbacks[0], console)
 
 

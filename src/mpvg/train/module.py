@@ -109,6 +109,8 @@ class ImageClassification(lightning.LightningModule):
         freeze(self.model, self.recipe.trains)
         if self.recipe.ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay)
+            self.ema.requires_grad_(False)  # or several processes wait for its gradients
+        self.images_a_step = data.images_a_step
         self.mixup = build_mixup(self.recipe, len(images.classes), data.images_a_step)
 
     def take(self, card: Card, model: torch.nn.Module, data: ImageDataModule) -> None:
@@ -154,14 +156,21 @@ class ImageClassification(lightning.LightningModule):
         clipped = bool(self.trainer.gradient_clip_val)  # Lightning clips no fused optimiser in mixed precision
         optimizer = build_optimizer(self.model, self.recipe, fused=not clipped)
         steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
-        self.steps_an_epoch = max(steps // epochs, 1)
-        schedule = build_schedule(optimizer, self.recipe.schedule, steps=steps, epochs=epochs)
+        self.steps_an_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        schedule = build_schedule(
+            optimizer, self.recipe.schedule, steps=steps, epochs=epochs, steps_an_epoch=self.steps_an_epoch
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         set_rates(scheduler, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
 
     def on_fit_start(self) -> None:
+        if self.mixup is not None and self.images_a_step // self.trainer.world_size % 2:
+            raise UserError(
+                f"batch_size {self.images_a_step} over {self.trainer.world_size} processes leaves each an odd number, "
+                "and mixup pairs images: name a multiple of twice the number of processes."
+            )
         if self.device.type == "cpu":
             cheapen_dropout(self.model)
         if self.compile_mode is not None:
@@ -172,7 +181,8 @@ class ImageClassification(lightning.LightningModule):
         self.watch = LossWatch(f"{self.name} under {self.scheme}", self.recipe.lr)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seed_step(self.seed, self.global_step, self.global_rank)
+        batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        seed_step(self.seed, batches, self.global_rank)
         set_training_mode(self.model, self.recipe.trains)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

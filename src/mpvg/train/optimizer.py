@@ -8,6 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
+from mpvg.errors import UserError
 from mpvg.train.recipe import Recipe, Schedule
 
 _STOCK = ("patch_embed.", "blocks.")
@@ -53,6 +54,10 @@ def _two_rates(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
         head = [one for one in parameters if id(one) in of_head]
         backbone = [one for one in parameters if id(one) not in of_head]
         if recipe.stock_groups:
+            if not any(name.startswith("blocks.") for name in trained.values()):
+                raise UserError(
+                    "stock_groups true is for models whose blocks lie in `blocks`, such as T2T-ViT: leave it out."
+                )
             backbone = [one for one in backbone if trained[id(one)].startswith(_STOCK)]
         for part, lr in ((backbone, recipe.lr * recipe.backbone_lr), (head, recipe.lr)):
             if part:
@@ -61,20 +66,21 @@ def _two_rates(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, *, steps: int, epochs: int
+    optimizer: torch.optim.Optimizer, schedule: Schedule, *, steps: int, epochs: int, steps_an_epoch: int
 ) -> CosineLRScheduler:
     """Create the schedule and set the rates of the first step; before step s (from 0) call `set_rates`.
 
     Args:
         optimizer: Whose rates it sets.
         schedule: The curve.
-        steps: Steps in all.
-        epochs: Epochs in all.
+        steps: Steps in all; a curve that counts steps ends with them.
+        epochs: Epochs in all; one that counts epochs ends with these.
+        steps_an_epoch: Steps of an epoch.
 
     Returns:
         timm's schedule, which counts steps or epochs, as the curve asks.
     """
-    an_epoch = steps / epochs if schedule.by == "step" else 1
+    an_epoch = steps_an_epoch if schedule.by == "step" else 1
     total = steps if schedule.by == "step" else epochs
     warmup = round(total / 10 if schedule.warmup_epochs is None else schedule.warmup_epochs * an_epoch)
     cosine = total - round(schedule.cooldown_epochs * an_epoch) - (warmup if schedule.warmup_prefix else 0)
@@ -87,7 +93,7 @@ def build_schedule(
         warmup_prefix=schedule.warmup_prefix,
         t_in_epochs=False,
     )
-    set_rates(found, schedule, step=0, steps_an_epoch=max(steps // epochs, 1))
+    set_rates(found, schedule, step=0, steps_an_epoch=steps_an_epoch)
     return found
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mpvg.checkpoint import Card, load_model, resize
 from mpvg.console import say
+from mpvg.data.remarks import told_late
 from mpvg.errors import UserError
 from mpvg.train.build import check_scheme
 from mpvg.train.cli import Cli, quiet
@@ -67,7 +68,7 @@ def run_test(args: Sequence[str], console: Console | None = None) -> int:
         "model": cli.model.name,
         "scheme": cli.model.scheme,
         "data": images.name,
-        "images": len(images.test),
+        "images": len(images.test) - len(getattr(images.test, "skipped", ())),  # known once they are read
         "accuracy": round(metrics["test/accuracy"], 6),
         "loss": round(metrics["test/loss"], 6),
     }
@@ -79,6 +80,8 @@ def run_test(args: Sequence[str], console: Console | None = None) -> int:
             f"{result['model']} under {result['scheme']} on {result['images']} test images of {result['data']}: "
             f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}.",
         )
+    for remark in told_late(images):
+        say(Console(stderr=True) if cli.config.json else console, remark)
     return 0
 
 

@@ -76,7 +76,7 @@ def refuse_gaps(names: Iterable[str], root: str) -> None:
         width = min(numbers.values())
         if not count and len(numbers) == 1 and width == len(str(*numbers)):
             continue  # such as train2012.tar
-        first = min(*numbers, 1)
+        first = int(min(numbers) > 0 and (not count or int(count) in numbers))
         last = first + int(count) - 1 if count else max(numbers)
         of = f"-of-{count}" if count else ""
         missing = [

@@ -34,6 +34,7 @@ class _Subset(LargeSplit):
             skip_bad_images=split.skip_bad_images,
         )
         self._split, self._rows = split, rows
+        self.skipped = split.skipped  # one account of a set
 
     def read(self, index: int) -> Image.Image:
         return self._split.read(int(self._rows[index]))
