@@ -243,3 +243,15 @@ def test_an_epoch_is_an_epoch_however_a_training_is_cut(cut: list[str], tmp_path
         expected = 0.001 * (1 + epoch) if epoch < 10 else 0.011 / 2 * (1 + math.cos(math.pi * epoch / 20))
         assert rate == pytest.approx(expected)
     assert len({drawn for _, _, drawn in seen}) == len(seen)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_that_of_the_model(tmp_path: Path) -> None:
+    """Names in the checkpoint stay, and weights are those of the plain training but for rounding."""
+    words = ["fit", "--data", "generated", "--model.recipe.lr=0.001", "--model.recipe.ema_decay=0.9"]
+    words += ["--data.batch_size=8", "--trainer.max_epochs=2"]
+    assert main([*words, "--out", str(tmp_path / "plain")]) == 0
+    assert main([*words, "--out", str(tmp_path / "compiled"), "--model.compile=default"]) == 0
+    one, two = (load_model(tmp_path / out / "last.ckpt")[1].state_dict() for out in ("plain", "compiled"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)

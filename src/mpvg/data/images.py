@@ -185,7 +185,8 @@ def empty_images(count: int, size: Size, channels: int) -> npt.NDArray[np.uint8]
     except MemoryError as error:
         need = count * size[0] * size[1] * channels / 2**30
         raise UserError(
-            f"{count} images of {size[1]} x {size[0]} pixels need {need:.0f} GiB of memory: use a smaller --img-size."
+            f"{count} images of {size[1]} x {size[0]} pixels need {need:.0f} GiB of memory: use a "
+            "smaller --img-size, or mpvg fit with --data.workers 8, say."
         ) from error
 
 
