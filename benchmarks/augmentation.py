@@ -45,9 +45,15 @@ MODEL = "mpvg_vit_lite_7_4_32"
 
 def pillow_pipeline(images: Sequence[Image.Image], *, normalised: bool) -> Work:
     """Return timm's pipeline for images, the stacking of a batch included."""
+    one = pillow_transform(normalised=normalised)
+    return lambda: [torch.stack([one(image) for image in images]) for _ in range(TURNS)]
+
+
+def pillow_transform(*, normalised: bool, erasing: float = 0.0) -> Callable[[Image.Image], Tensor]:
+    """Return what timm's pipeline does to an image."""
     steps: Callable[[Image.Image], Any] = create_transform(
         SIZE, is_training=True, scale=RECIPE.crop_scale, interpolation="random", auto_augment=RANDOM, mean=MEAN,
-        std=STD, use_prefetcher=not normalised,
+        std=STD, re_prob=erasing, use_prefetcher=not normalised,
     )  # fmt: skip
 
     def one(image: Image.Image) -> Tensor:
@@ -56,7 +62,7 @@ def pillow_pipeline(images: Sequence[Image.Image], *, normalised: bool) -> Work:
         except ValueError:  # timm's posterizing asks Pillow for 0 bits about once in 500 images
             return one(image)
 
-    return lambda: [torch.stack([one(image) for image in images]) for _ in range(TURNS)]
+    return one
 
 
 def our_pipeline(pixels: Tensor, *, normalised: bool, at_once: int = 1, every: bool = False) -> Work:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mpvg
+from augmentation import RANDOM, STD, pillow_transform
 from augmentation_agreement import MEAN, SIZE, benchmark_images, to_batch
 from mpvg.bench.turns import Work, gpu_clock, processor_clock, ratio, take_turns
 from mpvg.data.augmentation import Augmentation
@@ -39,8 +39,6 @@ from mpvg.train.recipe import Recipe
 from mpvg.train.steps import build_mixup, prepare, training_step
 
 BATCH, CLASSES, WIDTH, HEADS, LAYERS = 128, 100, 256, 4, 7
-STD = (0.2675, 0.2565, 0.2761)
-RANDOM = "rand-m9-mstd0.5-inc1"
 RECIPE = Recipe(
     lr=6e-4,
     weight_decay=0.06,
@@ -105,16 +103,7 @@ def prototype(pixels: Tensor, *, bf16: bool, images: bool) -> Work:
     optimizer = torch.optim.AdamW(model.parameters(), 6e-4)
     normalise, labels = Preprocessing((SIZE, SIZE), 3, MEAN, STD), torch.arange(len(pixels), device=device) % CLASSES
     pictures = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-    transform: Callable[[Image.Image], Any] = create_transform(
-        SIZE, is_training=True, scale=(0.8, 1), interpolation="random", auto_augment=RANDOM, mean=MEAN, std=STD,
-        re_prob=0.25, use_prefetcher=False,
-    )  # fmt: skip
-
-    def one(picture: Image.Image) -> Tensor:
-        try:
-            return torch.as_tensor(transform(picture))
-        except ValueError:  # timm's posterizing asks Pillow for 0 bits about once in 500 images
-            return one(picture)
+    one = pillow_transform(normalised=True, erasing=0.25)
 
     def step() -> None:
         batch = torch.stack([one(picture) for picture in pictures]).to(device) if images else normalise(pixels)

@@ -28,6 +28,7 @@ from mpvg.data.sources import load_data
 from mpvg.train.build import model_arguments
 from mpvg.train.module import ImageClassification
 from mpvg.train.recipe import Recipe, Schedule
+from mpvg.train.steps import LossWatch
 from test_data import save, tree
 
 
@@ -118,6 +119,29 @@ def test_fit_is_compare_with_all_that_a_recipe_draws(dataset: str, tmp_path: Pat
         trained = training.train(settings, Job("mpvg", 3, 0.01), load_data(dataset), lambda done, loss: None)
     for name, value in trained.built.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
+
+
+def test_no_checkpoint_is_written_of_a_loss_that_is_lost(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where losses are looked at now and then only, as on a GPU, those since are looked at before writing."""
+    monkeypatch.setattr(LossWatch, "is_due", False)
+    step = ImageClassification.training_step
+
+    def spoilt(self: Any, batch: Any, batch_idx: int) -> Any:
+        loss = step(self, batch, batch_idx)
+        if self.global_step == 1:
+            with torch.no_grad():
+                self.model.head.bias.fill_(float("nan"))
+            self.watch.note(torch.tensor(float("nan")), epoch=1, step=2)
+        return loss
+
+    monkeypatch.setattr(ImageClassification, "training_step", spoilt)
+    assert fit(dataset, tmp_path / "out", "--save_every", "1") == 3
+    error = capsys.readouterr().err
+    assert re.search(r"is nan at epoch 1, step 2: .*Kept: .*last\.ckpt in epoch 1, after step 1\.", error)
+    _, kept = load_model(tmp_path / "out" / "last.ckpt")
+    assert kept.head.bias.isfinite().all()
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_place(

@@ -223,6 +223,7 @@ class ImageClassification(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.card is not None
+        self.watch.check()  # before it takes the place of the last good one
         checkpoint[CARD] = self.card.as_dict()
 
 
