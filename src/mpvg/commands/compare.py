@@ -62,6 +62,13 @@ def add_parser(commands: Any) -> None:
     )
     add("--layer-decay", type=float, metavar="F", help="each block's rate is F times the next one's, 0.75 say (none)")
     add(
+        "--last-norm-bias-lr",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="rate of the Last LN's bias, times that of the rest: 2 under pvg is a control of mpvg (1)",
+    )
+    add(
         "--trains",
         default="all",
         metavar="PART",
@@ -106,7 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lrs=arguments.lr or (default_lr(arguments.model),),
-        recipe=Recipe(layer_decay=arguments.layer_decay, trains=arguments.trains),
+        recipe=Recipe(
+            layer_decay=arguments.layer_decay,
+            trains=arguments.trains,
+            last_norm_bias_lr=arguments.last_norm_bias_lr,
+        ),
         val_fraction=arguments.val_fraction,
         img_size=arguments.img_size,
         skip_bad_images=arguments.skip_bad_images,
@@ -149,6 +160,7 @@ def _command(arguments: argparse.Namespace, settings: Any) -> str:
         "--batch-size": settings.batch_size,
         "--lr": ",".join(f"{lr:g}" for lr in settings.lrs),
         "--layer-decay": settings.recipe.layer_decay,
+        "--last-norm-bias-lr": None if settings.recipe.last_norm_bias_lr == 1 else settings.recipe.last_norm_bias_lr,
         "--trains": None if settings.recipe.trains == "all" else settings.recipe.trains,
         "--pretrained": "true" if settings.pretrained is True else settings.pretrained or None,
         "--val-fraction": settings.val_fraction,

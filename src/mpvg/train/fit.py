@@ -24,7 +24,7 @@ from mpvg.out import OutFolder, locked, source_name
 from mpvg.train.checkpoints import BestAndLast
 from mpvg.train.cli import Cli, quiet
 from mpvg.train.module import ImageClassification
-from mpvg.train.progress import TrainingProgress
+from mpvg.train.progress import Stopwatch, TrainingProgress
 from mpvg.train.sweep import Fitted, sweep
 from mpvg.weight_files import hash_of_weights
 
@@ -162,7 +162,7 @@ def _train(cli: Any, out: Path, console: Console) -> Fitted:
         callbacks.append(BestAndLast(filename="last", every_n_train_steps=cli.config.save_every, **checkpoints))
     if not data.watches_test:
         callbacks.insert(0, BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints))
-    trainer = cli.trainer_for(out, [TrainingProgress(console), *callbacks])
+    trainer = cli.trainer_for(out, [TrainingProgress(console), Stopwatch(), *callbacks])
     resumed = out / LAST if (out / LAST).is_file() else None
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
     watched = "of the test split to watch, by which no epoch is chosen" if data.watches_test else "to validate on"

@@ -26,7 +26,7 @@ def build_optimizer(model: Any, recipe: Recipe, *, fused: bool = True) -> torch.
         The optimiser.
     """
     options = {"fused": True} if fused and recipe.opt in ("adam", "adamw") else {}
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         model if recipe.backbone_lr is None else _two_rates(model, recipe),
         opt=recipe.opt,
         lr=recipe.lr,
@@ -35,6 +35,27 @@ def build_optimizer(model: Any, recipe: Recipe, *, fused: bool = True) -> torch.
         filter_bias_and_bn=not recipe.decay_all,
         **options,
     )
+    if recipe.last_norm_bias_lr != 1:
+        _scale_rate(optimizer, _last_norm_bias(model), recipe.last_norm_bias_lr)
+    return optimizer
+
+
+def _last_norm_bias(model: Any) -> torch.Tensor:
+    bias = getattr(model.norm, "bias", None)
+    if bias is None or not bias.requires_grad:
+        raise UserError("last_norm_bias_lr needs a bias in the Last LN that is trained: leave it out.")
+    return bias
+
+
+def _scale_rate(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, factor: float) -> None:
+    """Give a parameter a group of its own, whose rate is always the factor times that of the group it leaves."""
+    for group in optimizer.param_groups:
+        others = [one for one in group["params"] if one is not parameter]
+        if len(others) < len(group["params"]):
+            own = {**group, "params": [parameter], "lr_scale": factor * group.get("lr_scale", 1.0)}
+            group["params"] = others
+            optimizer.add_param_group(own)
+            return
 
 
 def _two_rates(model: Any, recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How a training is watched: one bar for all of it in a terminal, a line an epoch elsewhere."""
+"""How a training is watched: one bar for all of it in a terminal, a line an epoch elsewhere; and how long it took."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.console import Console
 
 from mpvg.console import progress_bar, say
@@ -66,3 +66,19 @@ class TrainingProgress(ProgressBar):
         rate = self.batches * batches.batch_size / (time.monotonic() - self.started)
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         return f"{epoch}, loss {seen['train/loss']:.3f}, lr {seen['lr']:.1e}, {rate:,.0f} images/s"
+
+
+class Stopwatch(Callback):
+    """Seconds of a training, its interruptions left out; checkpoints hold them."""
+
+    def __init__(self) -> None:
+        self.before = 0.0  # of the sessions before this one
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.before + time.monotonic() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.before = state_dict["seconds"]

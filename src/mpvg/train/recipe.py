@@ -68,6 +68,8 @@ class Recipe:
         label_smoothing: Of the cross-entropy.
         layer_decay: Each block's learning rate, as a part of the next one's; None for one rate.
         backbone_lr: Rate of all but the classifier, as a part of `lr`; None for one rate.
+        last_norm_bias_lr: Rate of the Last LN's bias, times that of what surrounds it. 2 under `pvg` is a control of
+            `mpvg`, whose offset after the Last LN is the sum of two biases that always move alike.
         stock_groups: Leave out of the training what T2T-ViT's fine-tuning script does: everything but the patch
             embedding, the blocks and the classifier, so the class token, the Last LN and its position norm.
         trains: "all"; "positions" for the classifier and all of positions; "head" for the classifier alone. The rest is
@@ -86,6 +88,7 @@ class Recipe:
     label_smoothing: float = 0.1
     layer_decay: float | None = None
     backbone_lr: float | None = None
+    last_norm_bias_lr: float = 1.0
     stock_groups: bool = False
     trains: str = "all"
     ema_decay: float | None = None
@@ -94,7 +97,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_batch", "backbone_lr"):
+        for name in ("lr", "lr_batch", "backbone_lr", "last_norm_bias_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} {value}: name a number above 0.")
