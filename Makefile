@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_ARGS ?=
 
-.PHONY: demo test slow lint format types setup clean
+.PHONY: demo test slow lint format types setup clean reproduce-cifar100 reproduce-fashion-mnist
 
 demo: $(VENV)/ready  ## Compare six position schemes on real digits: a few minutes on two cores.
 	$(BIN)/mpvg compare
@@ -14,6 +14,12 @@ test: $(VENV)/ready  ## Everything but the slow tests.
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+reproduce-cifar100: $(VENV)/ready  ## Table 2 of the paper: make reproduce-cifar100 DATA=cifar100.npz SLICE=600, until all is done.
+	$(BIN)/python -W ignore benchmarks/reproduce_cifar100.py $(if $(DATA),--data $(DATA)) $(if $(SLICE),--slice $(SLICE)) $(ARGS)
+
+reproduce-fashion-mnist: $(VENV)/ready  ## make reproduce-fashion-mnist DATA=FOLDER
+	$(BIN)/python -W ignore benchmarks/reproduce_fashion_mnist.py $(if $(DATA),$(DATA),data) $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
