@@ -133,7 +133,7 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_lost(
         if self.global_step == 1:
             with torch.no_grad():
                 self.model.head.bias.fill_(float("nan"))
-            self.watch.note(torch.tensor(float("nan")), epoch=1, step=2)
+            self.watch.note(torch.tensor([float("nan"), 0.0]), epoch=1, step=2)
         return loss
 
     monkeypatch.setattr(ImageClassification, "training_step", spoilt)

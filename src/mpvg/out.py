@@ -6,13 +6,13 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mpvg.errors import UserError
-from mpvg.files import write_atomically
+from mpvg.files import NO_ROOM, write_atomically
 
 
 def source_name(source: str) -> str:
@@ -70,12 +70,21 @@ class OutFolder:
         path: The folder.
         configuration: JSON-able; where it is printed, settings go by its keys.
         results: Patterns of the files that belong to a configuration.
+        may_change: Options that are not of the configuration, to be named where another one is refused.
     """
 
-    def __init__(self, path: Path, configuration: Mapping[str, Any], *, results: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        configuration: Mapping[str, Any],
+        *,
+        results: tuple[str, ...],
+        may_change: Sequence[str] = (),
+    ) -> None:
         self.path = path
         self.configuration = configuration
         self.results = results
+        self.may_change = may_change
         self.file = path / "config.json"
 
     def changes(self) -> list[str]:
@@ -126,9 +135,10 @@ class OutFolder:
         """Raise UserError where the folder holds results of another configuration."""
         changed = self.changes()
         if changed:
+            free = f" These may change: {', '.join(self.may_change)}." if self.may_change else ""
             raise UserError(
                 f"--out {self.path} is of another configuration ({'; '.join(changed)}): name another folder, or begin "
-                "anew with --overwrite."
+                f"anew with --overwrite.{free}"
             )
 
     def begin(self, *, overwrite: bool) -> None:
@@ -143,10 +153,12 @@ class OutFolder:
         if not overwrite:
             self.refuse_changes()
         try:
-            for file in self._found() if self.changes() else ():
+            for file in (*self._drafts(), *(self._found() if self.changes() else ())):
                 file.unlink()
             write_atomically(self.file, json.dumps(self.configuration, indent=2))
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             raise UserError(f"--out {self.path} cannot be used ({error}): name another folder.") from error
 
     def _refuse_other_files(self) -> None:
@@ -156,3 +168,7 @@ class OutFolder:
 
     def _found(self) -> list[Path]:
         return [file for pattern in self.results for file in self.path.glob(pattern)]
+
+    def _drafts(self) -> list[Path]:
+        """Return what processes that were killed had not written to its end; the caller holds the folder."""
+        return [file for pattern in (self.file.name, *self.results) for file in self.path.glob(f".{pattern}.*")]

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from mpvg.checkpoint import load_model, read_checkpoint, save_safetensors
+from mpvg.checkpoint import load_model, save_safetensors
 from mpvg.commands.options import rates as rates_of
 from mpvg.console import say
 from mpvg.data.fingerprint import fingerprint
 from mpvg.data.remarks import remarks, told_late
 from mpvg.data.splits import ImageData
-from mpvg.errors import NonFiniteLossError, UserError
+from mpvg.errors import NonFiniteLossError, RunError, UserError
+from mpvg.files import NO_ROOM, write_atomically
 from mpvg.out import OutFolder, locked, source_name
-from mpvg.train.checkpoints import BestAndLast
+from mpvg.train.checkpoints import BEST, LAST, PROCESSES, BestAndLast, kept, to_go_on_from
 from mpvg.train.cli import Cli, quiet
 from mpvg.train.module import ImageClassification
 from mpvg.train.progress import Stopwatch, TrainingProgress
+from mpvg.train.stopping import BetweenSteps, Signals, Stopped
 from mpvg.train.sweep import Fitted, sweep
 from mpvg.weight_files import hash_of_weights
 
 _DEBUG_BATCH = 4
-LAST, BEST = "last.ckpt", "best.ckpt"
 _RESULTS = ("*.ckpt", "*.safetensors")
 _OF_THE_TRAINER = (  # what changes the weights that come out
-    "max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
-    "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+    "max_epochs", "max_steps", "min_epochs", "min_steps", "precision", "plugins", "callbacks", "sync_batchnorm",
+    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches",
+    "limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch",
+)  # fmt: skip
+MAY_CHANGE = (  # what changes them by rounding, if at all
+    "save_every", "data.workers", "model.compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
 )  # fmt: skip
 
 _FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
@@ -49,7 +56,7 @@ examples:
 
 
 def run_fit(args: Sequence[str], console: Console | None = None) -> int:
-    """Run `mpvg fit`.
+    """Run `mpvg fit`; SIGTERM ends it between two steps, with a checkpoint.
 
     Args:
         args: Options.
@@ -64,17 +71,27 @@ def run_fit(args: Sequence[str], console: Console | None = None) -> int:
     """
     console = console or Console()
     rates, args = _take_rates(args)
+    signals = Signals()
+    try:
+        with signals.handled():
+            _fit_at_each(rates, args, console, signals)
+    except Stopped as stopped:
+        say(console, str(stopped))
+    return 0
+
+
+def _fit_at_each(rates: Sequence[float], args: Sequence[str], console: Console, signals: Signals) -> None:
     if len(rates) < 2:
-        _fit([*args, *(f"--model.recipe.lr={rate}" for rate in rates)], console)
-        return 0
+        _fit([*args, *(f"--model.recipe.lr={rate}" for rate in rates)], console, signals)
+        return
     with quiet():
         cli = _command_line(args)
 
     def fit_at(rate: float, out: Path) -> Fitted:
-        return _fit([*args, f"--model.recipe.lr={rate}", f"--out={out}"], console, chooses=True)
+        signals.check()
+        return _fit([*args, f"--model.recipe.lr={rate}", f"--out={out}"], console, signals, chooses=True)
 
     sweep(rates, fit_at, _out_folder(cli), console)
-    return 0
 
 
 def _take_rates(args: Sequence[str]) -> tuple[tuple[float, ...], list[str]]:
@@ -120,7 +137,7 @@ def _out_folder(cli: Any) -> Path:
     return Path(cli.config.out or named).expanduser()
 
 
-def _fit(args: Sequence[str], console: Console, *, chooses: bool = False) -> Fitted:
+def _fit(args: Sequence[str], console: Console, signals: Signals, *, chooses: bool = False) -> Fitted:
     with quiet():
         cli = _command_line(args)
         model, data = cli.model, cli.datamodule
@@ -131,14 +148,15 @@ def _fit(args: Sequence[str], console: Console, *, chooses: bool = False) -> Fit
         out = _out_folder(cli)
         if _rank():  # of several processes the first has the folder
             console.quiet = True
-            return _train(cli, out, console)
+            return _train(cli, out, console, signals)
         with locked(out):
-            folder = OutFolder(out, _configuration(cli), results=_RESULTS)
+            may_change = [f"--{name}" for name in MAY_CHANGE if not (data.streaming and name == "data.workers")]
+            folder = OutFolder(out, _configuration(cli), results=_RESULTS, may_change=may_change)
             folder.begin(overwrite=cli.config.overwrite)
             if cli.config.debug:  # from the first step each time
                 folder.replace_all()
-            cli.parser.save(cli.config, out / "config.yaml", overwrite=True, skip_validation=True)
-            return _train(cli, out, console)
+            write_atomically(out / "config.yaml", cli.parser.dump(cli.config, skip_validation=True))
+            return _train(cli, out, console, signals)
 
 
 def _cut_short(config: Any, *, on_own_images: bool) -> None:
@@ -154,49 +172,84 @@ def _cut_short(config: Any, *, on_own_images: bool) -> None:
     config.overwrite = True
 
 
-def _train(cli: Any, out: Path, console: Console) -> Fitted:
+def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     model, data = cli.model, cli.datamodule
     checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
-    callbacks: list[Any] = [BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)]
-    if cli.config.save_every:
-        callbacks.append(BestAndLast(filename="last", every_n_train_steps=cli.config.save_every, **checkpoints))
-    if not data.watches_test:
-        callbacks.insert(0, BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints))
-    trainer = cli.trainer_for(out, [TrainingProgress(console), Stopwatch(), *callbacks])
-    resumed = out / LAST if (out / LAST).is_file() else None
+    last = BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)
+    best = (
+        None if data.watches_test else BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
+    )
+    between = BetweenSteps(out / LAST, every=cli.config.save_every, signals=signals)
+    callbacks = [TrainingProgress(console), Stopwatch(), between, *([] if best is None else [best]), last]
+    trainer = cli.trainer_for(out, callbacks)
+    model.signals = signals
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
     watched = "of the test split to watch, by which no epoch is chosen" if data.watches_test else "to validate on"
     say(console, f"{len(data.train)} images to train on, {len(data.val)} {watched}. Results: {out}.")
     for remark in [*_start(model), *remarks(data.images)]:
         say(console, remark)
-    if resumed:
-        read_checkpoint(resumed)  # says what is wrong with it, if anything
-        say(console, f"Going on from {resumed}, {_place(resumed)}.")
+    resumed = to_go_on_from(out, console, clears=not _rank())
+    if resumed is not None:
+        _say_of_processes(resumed, trainer, console)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{error} {_kept(out)}") from error
-    except SystemExit as error:  # which Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
+        with signals.awaited():
+            trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except BaseException as error:
+        told = _told(error, trainer, out)
+        if told is error:
+            raise
+        raise told from error
     finally:
         data.teardown("fit")
     for remark in told_late(data.images):
         say(console, remark)
-    return Fitted(None, None) if _rank() else _finish(out, callbacks[0], console)
+    return Fitted(None, None) if _rank() else _finish(out, None if data.watches_test else best, console)
 
 
-def _finish(out: Path, kept: ModelCheckpoint, console: Console) -> Fitted:
+def _told(error: BaseException, trainer: Any, out: Path) -> BaseException:
+    """Return a training's error with what was kept of it; where it is one process's, the first ends the others."""
+    if isinstance(error, Stopped):
+        return error
+    if isinstance(error, SystemExit):  # which Lightning makes of Ctrl-C
+        return KeyboardInterrupt()
+    if isinstance(error, NonFiniteLossError):  # at the same step in every process, and the first says it
+        return SystemExit(0) if _rank() else NonFiniteLossError(f"{error} {kept(out)}")
+    if trainer.strategy.launcher is not None and not _rank():
+        trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this one
+    words = f" {kept(out)}" if (out / LAST).is_file() else ""
+    if isinstance(error, UserError):
+        return UserError(f"{error}{words}")
+    if isinstance(error, OSError):
+        file, reason = error.filename2 or error.filename or "a file", error.strerror or error
+        remedy = "make room" if error.errno in NO_ROOM else "mend that"
+        return UserError(f"{file} cannot be used ({reason}): {remedy}, and the same command goes on.{words}")
+    if trainer.world_size > 1 and re.search("Connection (closed|reset) by|remote process exited", str(error)):
+        return RunError(f"another process of this training ended, for a reason that it gives itself.{words}")
+    return error
+
+
+def _say_of_processes(checkpoint: Path, trainer: Any, console: Console) -> None:
+    before = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(PROCESSES)
+    if before not in (None, trainer.world_size):
+        say(
+            console,
+            f"It was trained in {before} processes and goes on in {trainer.world_size}: the images and their order "
+            "stay, but mixup, dropout and drop path draw other numbers.",
+        )
+
+
+def _finish(out: Path, best: BestAndLast | None, console: Console) -> Fitted:
     """Write the weights of the epoch that counts beside its checkpoint, and say where they are."""
-    checkpoint = out / (LAST if kept.monitor is None else BEST)
-    if not checkpoint.is_file() or (kept.monitor is not None and kept.best_model_score is None):
+    checkpoint = out / (LAST if best is None else BEST)
+    if not checkpoint.is_file() or (best is not None and best.best_model_score is None):
         say(console, "No epoch was validated and kept as the best.")
         return Fitted(None, None)
     card, model = load_model(checkpoint)
     weights = checkpoint.with_suffix(".safetensors")
     save_safetensors(weights, card, model)
     score, accuracy = "The last epoch", None
-    if kept.best_model_score is not None:
-        accuracy = float(kept.best_model_score)
+    if best is not None and best.best_model_score is not None:
+        accuracy = float(best.best_model_score)
         score = f"Best validation accuracy {100 * accuracy:.2f} %"
     of_average = ", of the moving average of weights" if card.ema else ""
     say(console, f"{score}{of_average}, in {checkpoint} and {weights}.")
@@ -215,6 +268,7 @@ def _start(model: ImageClassification) -> list[str]:
 def _configuration(cli: Any) -> dict[str, Any]:
     """Return what a training that goes on must share with its beginning."""
     model, data = cli.model, cli.datamodule
+    of_trainer = json.loads(cli.parser.dump(cli.config, format="json", skip_validation=True))["trainer"]
     of_data = data.arguments()
     if not data.streaming:
         del of_data["workers"]  # of which nothing depends
@@ -230,7 +284,7 @@ def _configuration(cli: Any) -> dict[str, Any]:
         **of_data,
         "normalisation": [list(part) for part in data.normalisation] if data.normalisation else None,
         "batch_size": data.batch_size,
-        **{name: cli.config.trainer[name] for name in _OF_THE_TRAINER},
+        **{name: of_trainer.get(name) for name in _OF_THE_TRAINER},
         "data_hash": fingerprint(data.images) if isinstance(data.images, ImageData) else data.images.fingerprint(),
     }
 
@@ -238,21 +292,3 @@ def _configuration(cli: Any) -> dict[str, Any]:
 def _rank() -> int:
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank
-
-
-def _kept(out: Path) -> str:
-    files = [out / name for name in (LAST, BEST) if (out / name).is_file()]
-    if not files:
-        return "No epoch had ended, so nothing was kept."
-    return "Kept: " + ", ".join(f"{file} {_place(file)}" for file in files) + "."
-
-
-def _place(checkpoint: Path) -> str:
-    """Say where in its training a checkpoint was written."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    epoch, of_epoch = 1 + int(content["epoch"]), content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return (
-        f"after epoch {epoch}"
-        if of_epoch["is_last_batch"]
-        else f"in epoch {epoch}, after step {content['global_step']}"
-    )

@@ -16,12 +16,14 @@ from mpvg.create import check_name, starting_point
 from mpvg.data.batch import Batch
 from mpvg.errors import UserError, nearest
 from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
+from mpvg.train.checkpoints import PROCESSES
 from mpvg.train.data import ImageDataModule
 from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
 from mpvg.train.recipe import Recipe
-from mpvg.train.steps import LossWatch, build_mixup, prepare, seed_step, training_step
+from mpvg.train.steps import LossWatch, build_mixup, over_processes, prepare, seed_step, training_step
+from mpvg.train.stopping import Signals
 from mpvg.weight_files import CARD
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -74,6 +76,7 @@ class ImageClassification(lightning.LightningModule):
         self.recipe = recipe
         self.card: Card | None = None
         self.ema: ModelEmaV3 | None = None
+        self.signals = Signals()  # which `mpvg fit` replaces by those that it handles
 
     def build_for(self, data: ImageDataModule, *, seed: int, accumulated: int = 1) -> None:
         """Build the model for the images, with the initial values that the seed gives.
@@ -190,10 +193,11 @@ class ImageClassification(lightning.LightningModule):
             batch, self.recipe, self._normalise, self.mixup, seed=self.seed, epoch=self.current_epoch
         )
         loss = training_step(self.model, images, labels, self.recipe)
-        self.watch.note(loss.detach(), epoch=self.current_epoch + 1, step=self.global_step + 1)
+        seen = over_processes(loss, asked_to_stop=bool(self.signals.asked))
+        self.watch.note(seen, epoch=self.current_epoch + 1, step=self.global_step + 1)
         if self.watch.is_due or self.trainer.is_last_batch:
             self.watch.check()
-        self.log("train/loss", loss)
+        self.log("train/loss", seen[0])
         optimizer: Any = self.optimizers()
         self.log("lr", max(group["lr"] for group in optimizer.param_groups))  # the classifier's, with layer decay
         return loss
@@ -225,6 +229,7 @@ class ImageClassification(lightning.LightningModule):
         assert self.card is not None
         self.watch.check()  # before it takes the place of the last good one
         checkpoint[CARD] = self.card.as_dict()
+        checkpoint[PROCESSES] = self.trainer.world_size
 
 
 def _shape(size: tuple[int, int], channels: int) -> str:

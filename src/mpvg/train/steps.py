@@ -109,6 +109,26 @@ def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) ->
     return cross_entropy(model(images), labels, label_smoothing=smoothing)
 
 
+def over_processes(loss: Tensor, *, asked_to_stop: bool) -> Tensor:
+    """Return what all processes see of a step: their mean loss, and more than zero where one was asked to stop.
+
+    One reduction for both, and no wait for the device: then all processes stop at the same step, for one of which it
+    is time or the loss is no number any more.
+
+    Args:
+        loss: The loss of this process.
+        asked_to_stop: Whether this process was.
+
+    Returns:
+        Both (2,), as float32.
+    """
+    seen = torch.stack([loss.detach().float(), loss.new_full((), float(asked_to_stop), dtype=torch.float32)])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(seen)
+        seen /= torch.distributed.get_world_size()
+    return seen
+
+
 def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
     """Take one step down the loss; Lightning does the same around `training_step`.
 
@@ -149,31 +169,36 @@ def check_loss(loss: float, *, what: str, epoch: int, step: int, lr: float) -> N
 
 
 class LossWatch:
-    """Notices that a loss is no number any more, without waiting for the device at every step.
+    """Notices what the steps of a training bring, without waiting for the device at every step.
 
     Args:
         what: What is trained.
         lr: Peak learning rate.
+
+    Attributes:
+        asked_to_stop: Whether a process was, as far as was looked.
     """
 
     def __init__(self, what: str, lr: float) -> None:
         self.what, self.lr = what, lr
+        self.asked_to_stop = False
         self._seen: list[tuple[Tensor, int, int]] = []
 
-    def note(self, loss: Tensor, *, epoch: int, step: int) -> None:
-        """Remember a loss, with its epoch and step from 1."""
-        self._seen.append((loss, epoch, step))
+    def note(self, seen: Tensor, *, epoch: int, step: int) -> None:
+        """Remember a loss and whether a process was asked to stop (2,), with its epoch and step from 1."""
+        self._seen.append((seen, epoch, step))
 
     @property
     def is_due(self) -> bool:
         """Whether to look now: always where it costs nothing."""
-        return len(self._seen) >= _STEPS_UNWATCHED or any(loss.device.type == "cpu" for loss, _, _ in self._seen)
+        return len(self._seen) >= _STEPS_UNWATCHED or any(seen.device.type == "cpu" for seen, _, _ in self._seen)
 
     def check(self) -> None:
-        """Raise NonFiniteLossError at the first loss noted that is NaN or infinite."""
+        """Look at what was noted; raise NonFiniteLossError at the first loss that is NaN or infinite."""
         if not self._seen:
             return
-        losses = torch.stack([loss for loss, _, _ in self._seen]).tolist()
-        for loss, (_, epoch, step) in zip(losses, self._seen, strict=True):
+        rows = torch.stack([seen for seen, _, _ in self._seen]).tolist()
+        for (loss, asked), (_, epoch, step) in zip(rows, self._seen, strict=True):
             check_loss(loss, what=self.what, epoch=epoch, step=step, lr=self.lr)
+            self.asked_to_stop = self.asked_to_stop or asked > 0
         self._seen.clear()

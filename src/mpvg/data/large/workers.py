@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -101,6 +104,7 @@ class Loader:
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # or DataLoader draws from the global one, once an epoch
         )
 
@@ -133,3 +137,18 @@ def check_processes(workers: int, rank: int, world_size: int) -> None:
 
 def _as_it_is(done: Any) -> Any:
     return done
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Have a worker end at its parent's SIGTERM alone: one to all processes is for the parent, who still needs it."""
+    if not hasattr(signal, "sigwaitinfo"):  # not on macOS
+        return
+    numbers, parent = (signal.SIGTERM, signal.SIGUSR1), os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(numbers).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
