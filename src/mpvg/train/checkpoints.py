@@ -57,12 +57,13 @@ class BestAndLast(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
 
-def to_go_on_from(out: Path, console: Console, *, clears: bool) -> Path | None:
+def to_go_on_from(out: Path, console: Console, *, processes: int, clears: bool) -> Path | None:
     """Return the newest checkpoint that can be read, and say where in the training it was written.
 
     Args:
         out: The training's folder.
         console: Where to say so.
+        processes: In how many the training goes on.
         clears: Remove one that cannot be read, or it would take the place of the last good one.
 
     Returns:
@@ -85,6 +86,13 @@ def to_go_on_from(out: Path, console: Console, *, clears: bool) -> Path | None:
             if clears:
                 other.unlink(missing_ok=True)
         say(console, f"Going on from {file}, {place(file)}.")
+        before = _content(file).get(PROCESSES, processes)
+        if before != processes:
+            say(
+                console,
+                f"It was trained in {before} processes and goes on in {processes}: the images and their order stay, "
+                "but mixup, dropout and drop path draw other numbers.",
+            )
         return file
     if damaged:
         names = " and ".join(str(file) for file in damaged)
@@ -102,10 +110,15 @@ def kept(out: Path) -> str:
 
 def place(checkpoint: Path) -> str:
     """Say where in its training a checkpoint was written."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    content = _content(checkpoint)
     epoch, of_epoch = 1 + int(content["epoch"]), content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return (
         f"after epoch {epoch}"
         if of_epoch["is_last_batch"]
         else f"in epoch {epoch}, after step {content['global_step']}"
     )
+
+
+def _content(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return content

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -20,11 +18,12 @@ from mpvg.console import say
 from mpvg.data.fingerprint import fingerprint
 from mpvg.data.remarks import remarks, told_late
 from mpvg.data.splits import ImageData
-from mpvg.errors import NonFiniteLossError, RunError, UserError
-from mpvg.files import NO_ROOM, write_atomically
+from mpvg.errors import UserError
+from mpvg.files import write_atomically
 from mpvg.out import OutFolder, locked, source_name
-from mpvg.train.checkpoints import BEST, LAST, PROCESSES, BestAndLast, kept, to_go_on_from
+from mpvg.train.checkpoints import BEST, LAST, BestAndLast, to_go_on_from
 from mpvg.train.cli import Cli, quiet
+from mpvg.train.failing import with_what_was_kept
 from mpvg.train.module import ImageClassification
 from mpvg.train.progress import Stopwatch, TrainingProgress
 from mpvg.train.stopping import BetweenSteps, Signals, Stopped
@@ -38,7 +37,7 @@ _OF_THE_TRAINER = (  # what changes the weights that come out
     "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches",
     "limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch",
 )  # fmt: skip
-MAY_CHANGE = (  # what changes them by rounding, if at all
+MAY_CHANGE = (  # what changes them by rounding at most, or by what several processes and a compiler draw for dropout
     "save_every", "data.workers", "model.compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
 )  # fmt: skip
@@ -176,9 +175,9 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     model, data = cli.model, cli.datamodule
     checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)
-    best = (
-        None if data.watches_test else BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
-    )
+    best = None
+    if not data.watches_test:
+        best = BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
     between = BetweenSteps(out / LAST, every=cli.config.save_every, signals=signals)
     callbacks = [TrainingProgress(console), Stopwatch(), between, *([] if best is None else [best]), last]
     trainer = cli.trainer_for(out, callbacks)
@@ -188,14 +187,12 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     say(console, f"{len(data.train)} images to train on, {len(data.val)} {watched}. Results: {out}.")
     for remark in [*_start(model), *remarks(data.images)]:
         say(console, remark)
-    resumed = to_go_on_from(out, console, clears=not _rank())
-    if resumed is not None:
-        _say_of_processes(resumed, trainer, console)
+    resumed = to_go_on_from(out, console, processes=trainer.world_size, clears=not _rank())
     try:
         with signals.awaited():
             trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     except BaseException as error:
-        told = _told(error, trainer, out)
+        told = with_what_was_kept(error, trainer, out)
         if told is error:
             raise
         raise told from error
@@ -203,39 +200,7 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
         data.teardown("fit")
     for remark in told_late(data.images):
         say(console, remark)
-    return Fitted(None, None) if _rank() else _finish(out, None if data.watches_test else best, console)
-
-
-def _told(error: BaseException, trainer: Any, out: Path) -> BaseException:
-    """Return a training's error with what was kept of it; where it is one process's, the first ends the others."""
-    if isinstance(error, Stopped):
-        return error
-    if isinstance(error, SystemExit):  # which Lightning makes of Ctrl-C
-        return KeyboardInterrupt()
-    if isinstance(error, NonFiniteLossError):  # at the same step in every process, and the first says it
-        return SystemExit(0) if _rank() else NonFiniteLossError(f"{error} {kept(out)}")
-    if trainer.strategy.launcher is not None and not _rank():
-        trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this one
-    words = f" {kept(out)}" if (out / LAST).is_file() else ""
-    if isinstance(error, UserError):
-        return UserError(f"{error}{words}")
-    if isinstance(error, OSError):
-        file, reason = error.filename2 or error.filename or "a file", error.strerror or error
-        remedy = "make room" if error.errno in NO_ROOM else "mend that"
-        return UserError(f"{file} cannot be used ({reason}): {remedy}, and the same command goes on.{words}")
-    if trainer.world_size > 1 and re.search("Connection (closed|reset) by|remote process exited", str(error)):
-        return RunError(f"another process of this training ended, for a reason that it gives itself.{words}")
-    return error
-
-
-def _say_of_processes(checkpoint: Path, trainer: Any, console: Console) -> None:
-    before = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(PROCESSES)
-    if before not in (None, trainer.world_size):
-        say(
-            console,
-            f"It was trained in {before} processes and goes on in {trainer.world_size}: the images and their order "
-            "stay, but mixup, dropout and drop path draw other numbers.",
-        )
+    return Fitted(None, None) if _rank() else _finish(out, best, console)
 
 
 def _finish(out: Path, best: BestAndLast | None, console: Console) -> Fitted:

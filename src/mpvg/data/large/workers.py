@@ -58,6 +58,8 @@ class AskedImages(Dataset[_Done | UserError]):
                         labels[row] = self.split.label(found[0])
         except UserError as error:  # returned, for what a worker raises is shown with a traceback
             return error
+        except OSError as error:  # of a shard
+            return UserError(f"{error.filename} cannot be read ({error.strerror}): put it back as it was.")
         kept = labels >= 0
         positions = torch.from_numpy(draws.positions)
         batch = (pixels, labels, positions) if kept.all() else (pixels[kept], labels[kept], positions[kept])
