@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mpvg.commands.yaml_options import HelpFormatter, OneLineErrors
@@ -19,6 +20,7 @@ from mpvg.errors import UserError
 from mpvg.train.checkpoints import WholeCheckpoints
 from mpvg.train.data import ImageDataModule
 from mpvg.train.module import ImageClassification
+from mpvg.train.sharded import ShardedStrategy
 
 _AS_IN_COMPARE = {
     "--data": "--data.source",
@@ -92,9 +94,15 @@ class Cli(LightningCLI):
             settings["log_every_n_steps"] = min(10, self.datamodule.steps_an_epoch)
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
+        if settings["strategy"] == "fsdp":
+            if str(settings["precision"]).startswith("16"):
+                raise UserError(f"--trainer.precision {settings['precision']} with fsdp: take bf16-mixed.")
+            settings["strategy"] = ShardedStrategy()  # Lightning's own is for GPUs alone
         try:
+            if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+                settings["plugins"].append(SLURMEnvironment(auto_requeue=False))  # we go on from last.ckpt alone
             return self._instantiate_trainer(settings, callbacks)
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"--trainer: {error}") from error
 
 

@@ -31,7 +31,7 @@ class ImageDataModule(lightning.LightningDataModule):
     Args:
         source: "digits", a folder with train/ and test/ (or val/), an .npz file with MedMNIST's keys, NAME:FOLDER of
             one of torchvision's sets; with workers also Parquet files, WebDataset shards and hf:OWNER/NAME.
-        batch_size: Images a step, over all devices.
+        batch_size: Images a step, over all devices; of accumulate_grad_batches such batches where those are named.
         img_size: Side to resize images to, in pixels; as they are by default, mixed sizes to the model's own.
         val_fraction: Part of train that becomes the validation split where the source has none, drawn by the seed; 0
             trains on all of it and watches the test split, as the official recipes do.
@@ -94,7 +94,12 @@ class ImageDataModule(lightning.LightningDataModule):
         self._loaders: list[TrainLoader | EvalLoader] = []
 
     def load(
-        self, mixed_size: tuple[int, int], *, seed: int = 0, augmentation: Augmentation = _NO_AUGMENTATION
+        self,
+        mixed_size: tuple[int, int],
+        *,
+        seed: int = 0,
+        augmentation: Augmentation = _NO_AUGMENTATION,
+        accumulated: int = 1,
     ) -> ImageData | LargeData:
         """Read the images, or with workers see where they are.
 
@@ -102,11 +107,12 @@ class ImageDataModule(lightning.LightningDataModule):
             mixed_size: Height and width to which images of mixed sizes are resized.
             seed: Of the validation split, of the batches' order and of all that is drawn of the images.
             augmentation: Of the training images.
+            accumulated: Batches that a step of the optimiser is made of.
 
         Raises:
-            UserError: The images cannot be read.
+            UserError: The images cannot be read, or are too few for a step.
         """
-        self.seed, self.augmentation = seed, augmentation
+        self.seed, self.augmentation, self.accumulated = seed, augmentation, accumulated
         side = self.img_size
         images: ImageData | LargeData
         if self.workers is None:
@@ -125,6 +131,11 @@ class ImageDataModule(lightning.LightningDataModule):
         self.images_a_step = min(self.batch_size, epoch_draws(len(self.train), augmentation.repeats))
         if augmentation.mixes and self.images_a_step < self.batch_size:
             self.images_a_step -= self.images_a_step % 2  # mixing pairs them
+        if not self.steps_an_epoch:
+            raise UserError(
+                f"accumulate_grad_batches {accumulated} times {self.images_a_step} images a batch are more than the "
+                f"{len(self.train)} to train on: take fewer."
+            )
         return images
 
     def _load(self, source: str, *, img_size: int | None = None, mixed_size: Size | None = None) -> ImageData:
@@ -163,7 +174,24 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @property
     def steps_an_epoch(self) -> int:
-        return epoch_draws(len(self.train), self.augmentation.repeats) // self.images_a_step
+        draws = epoch_draws(len(self.train), self.augmentation.repeats)
+        return draws // (self.images_a_step * self.accumulated)
+
+    def check_processes(self, count: int) -> None:
+        """Check that processes can share each batch equally, or the mean of their losses would not be that of it.
+
+        Args:
+            count: How many train together.
+
+        Raises:
+            UserError: They cannot.
+        """
+        if self.images_a_step % count:
+            fewer = self.images_a_step // count * count
+            raise UserError(
+                f"batch_size {self.images_a_step} over {count} processes leaves them unequal parts: name a multiple of "
+                f"{count}, --data.batch_size {fewer or count} say."
+            )
 
     def preprocessing(self, expected: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocessing:
         """Return what images go through before the model.
@@ -206,14 +234,19 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def _evaluated(self, split: Split | LargeSplit) -> EvalBatches | EvalLoader:
         assert self.trainer is not None
+        if len(split) < self.trainer.world_size:
+            raise UserError(
+                f"{len(split)} images to evaluate for {self.trainer.world_size} processes: take fewer, "
+                f"--trainer.devices {len(split)} say."
+            )
         if isinstance(split, Split):
-            return EvalBatches(split, self.trainer.strategy.root_device)
+            return EvalBatches(split, self.trainer)
         loader = EvalLoader(
             split,
             size=self.image_size,
             crop=self.crop_pct,
             interpolation=self.interpolation,
-            batch_size=min(eval_batch_size(self.image_size), -(-len(split) // self.trainer.world_size)),
+            batch_size=eval_batch_size(self.image_size),
             **self._processes(),
         )
         self._loaders.append(loader)

@@ -25,6 +25,7 @@ from mpvg.train.checkpoints import BEST, LAST, BestAndLast, to_go_on_from
 from mpvg.train.cli import Cli, quiet
 from mpvg.train.failing import with_what_was_kept
 from mpvg.train.module import ImageClassification
+from mpvg.train.processes import wait_for_all
 from mpvg.train.progress import Stopwatch, TrainingProgress
 from mpvg.train.stopping import BetweenSteps, Signals, Stopped
 from mpvg.train.sweep import Fitted, sweep
@@ -182,6 +183,8 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     callbacks = [TrainingProgress(console), Stopwatch(), between, *([] if best is None else [best]), last]
     trainer = cli.trainer_for(out, callbacks)
     model.signals = signals
+    data.check_processes(trainer.world_size)
+    wait_for_all(trainer)
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
     watched = "of the test split to watch, by which no epoch is chosen" if data.watches_test else "to validate on"
     say(console, f"{len(data.train)} images to train on, {len(data.val)} {watched}. Results: {out}.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mpvg.data.augmentation import Augmentation
 from mpvg.data.batch import Batch
 from mpvg.data.batches import epoch_batches
-from mpvg.data.large.order import epoch_draws
+from mpvg.data.large.order import epoch_draws, eval_rows
 from mpvg.data.preprocessing import eval_batch_size, to_tensors
 from mpvg.data.splits import Split
 
@@ -25,6 +24,17 @@ def place(trainer: Any) -> tuple[int, int]:
         trainer: Lightning's.
     """
     return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def whole_steps(batches: int, trainer: Any) -> int:
+    """Return how many batches of an epoch are trained on: none that would make a smaller step of the optimiser.
+
+    Args:
+        batches: Of the epoch.
+        trainer: Lightning's, which accumulates gradients.
+    """
+    accumulated: int = trainer.accumulate_grad_batches
+    return batches // accumulated * accumulated
 
 
 class TrainBatches:
@@ -54,7 +64,8 @@ class TrainBatches:
         self.pixels, self.labels = to_tensors(split, trainer.strategy.root_device)
 
     def __len__(self) -> int:
-        return epoch_draws(len(self.labels), self.augmentation.repeats) // self.batch_size
+        batches = epoch_draws(len(self.labels), self.augmentation.repeats) // self.batch_size
+        return whole_steps(batches, self.trainer)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first_batch = place(self.trainer)
@@ -73,19 +84,22 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """A split in its own order.
+    """This process's part of a split, in its own order.
 
     Args:
         split: The images.
-        device: Where they are to lie.
+        trainer: Whose device and processes these are.
     """
 
-    def __init__(self, split: Split, device: torch.device | str) -> None:
-        self.pixels, self.labels = to_tensors(split, device)
+    def __init__(self, split: Split, trainer: Any) -> None:
+        self.pixels, self.labels = to_tensors(split, trainer.strategy.root_device)
         self.batch_size = eval_batch_size((split.images.shape[1], split.images.shape[2]))
+        self.rows = eval_rows(
+            len(self.labels), batch_size=self.batch_size, rank=trainer.global_rank, world_size=trainer.world_size
+        )
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        return ((self.pixels[rows.start : rows.stop], self.labels[rows.start : rows.stop]) for rows in self.rows)

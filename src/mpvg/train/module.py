@@ -21,6 +21,7 @@ from mpvg.train.data import ImageDataModule
 from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
+from mpvg.train.processes import check_together, share_buffers
 from mpvg.train.recipe import Recipe
 from mpvg.train.steps import LossWatch, build_mixup, over_processes, prepare, seed_step, training_step
 from mpvg.train.stopping import Signals
@@ -89,7 +90,10 @@ class ImageClassification(lightning.LightningModule):
         Raises:
             UserError: The images cannot be read, or the model cannot be built for them.
         """
-        images = data.load(own_size(self.name), seed=seed, augmentation=self.recipe.augmentation)
+        images = data.load(
+            own_size(self.name), seed=seed, augmentation=self.recipe.augmentation, accumulated=accumulated
+        )
+        self.images, self.first_step = len(data.train), 0
         self._check_classes(len(images.classes), images.name)
         self.recipe = self.recipe.for_batches_of(data.images_a_step * accumulated, model=self.name)
         of_images = model_arguments(data.image_size, data.channels, len(images.classes))
@@ -169,6 +173,7 @@ class ImageClassification(lightning.LightningModule):
         set_rates(scheduler, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
 
     def on_fit_start(self) -> None:
+        check_together(self.trainer, step=self.first_step, images=self.images)
         if self.mixup is not None and self.images_a_step // self.trainer.world_size % 2:
             raise UserError(
                 f"batch_size {self.images_a_step} over {self.trainer.world_size} processes leaves each an odd number, "
@@ -207,6 +212,9 @@ class ImageClassification(lightning.LightningModule):
         if self.ema is not None:
             self.ema.update(self.model)
 
+    def on_validation_start(self) -> None:
+        share_buffers(self.trainer, self)
+
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._evaluate("val", self.val_accuracy, batch)
 
@@ -224,6 +232,9 @@ class ImageClassification(lightning.LightningModule):
     def _normalise(self, pixels: Tensor) -> Tensor:
         assert self.card is not None
         return self.card.preprocessing(pixels).to(self.dtype)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.first_step = int(checkpoint["global_step"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.card is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpvg.data.batch import Batch
 from mpvg.data.large import TrainLoader
-from mpvg.train.memory import place
+from mpvg.train.memory import place, whole_steps
 
 
 class WorkerBatches:
@@ -23,7 +23,7 @@ class WorkerBatches:
         self.loader, self.trainer, self.batch_size = loader, trainer, batch_size
 
     def __len__(self) -> int:
-        return self.loader.epoch_batches
+        return whole_steps(self.loader.epoch_batches, self.trainer)
 
     def __iter__(self) -> Iterator[Batch]:
         self.loader.set_epoch(*place(self.trainer))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mpvg.data.large.order import StreamOrder, batch_positions, epoch_draws, epoch_order
+from mpvg.data.large.order import StreamOrder, batch_positions, epoch_draws, epoch_order, eval_rows
 from mpvg.data.large.split import LargeSplit, Rows
 from mpvg.data.large.workers import Draws
 from mpvg.errors import UserError
@@ -76,7 +76,7 @@ class TrainDraws:
 
 
 class EvalDraws:
-    """All images in the order in which they lie, in batches that ranks take in turn.
+    """All images in the order in which they lie, each rank a part that follows another's.
 
     Args:
         count: How many images there are.
@@ -91,13 +91,12 @@ class EvalDraws:
     def __init__(self, count: int, *, batch_size: int, rank: int, world_size: int) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: use 1 or more.")
-        self._count, self._batch_size = count, batch_size
-        self._starts = range(rank * batch_size, count, world_size * batch_size)
+        self._rows = eval_rows(count, batch_size=batch_size, rank=rank, world_size=world_size)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Draws]:
-        for start in self._starts:
-            rows = np.arange(start, min(start + self._batch_size, self._count))
+        for batch in self._rows:
+            rows = np.asarray(batch)
             yield Draws(0, rows, rows)

@@ -62,6 +62,24 @@ def batch_positions(batch: int, *, batch_size: int, rank: int, world_size: int) 
     return np.arange(batch * batch_size + rank, (batch + 1) * batch_size, world_size)
 
 
+def eval_rows(count: int, *, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """Return the rows of each batch that a rank evaluates: all ranks' together are each row once.
+
+    Ranks have as many batches as each other, for a model that is sharded over them is run by all together.
+
+    Args:
+        count: Rows, at least one a rank.
+        batch_size: Rows of a batch at most.
+        rank: The process.
+        world_size: How many processes there are.
+    """
+    first, end = count * rank // world_size, count * (rank + 1) // world_size
+    largest_share = -(-count // world_size)
+    batches = -(-largest_share // batch_size)
+    starts = [first + max(min(batch * batch_size, end - first - 1), 0) for batch in range(batches)]
+    return [range(*pair) for pair in zip(starts, [*starts[1:], end], strict=True) if pair[0] < pair[1]]
+
+
 class StreamOrder:
     """The order of images that are read as streams: each reader has shards of its own and reads them once.
 

@@ -1,0 +1,67 @@
+"""Several processes that train together: that they begin in the same place, and evaluate the same model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+
+from mpvg.errors import UserError
+
+
+def wait_for_all(trainer: Any) -> None:
+    """Wait until the first process has come this far, where a launcher such as torchrun starts all at once.
+
+    Those that Lightning starts by itself come after the first one anyway.
+
+    Args:
+        trainer: Lightning's.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None and not isinstance(environment, LightningEnvironment):
+        trainer.strategy.setup_environment()
+        trainer.strategy.barrier()
+
+
+def check_together(trainer: Any, *, step: int, images: int) -> None:
+    """Check that all processes go on from the same step with the same images.
+
+    Args:
+        trainer: Lightning's, whose processes are connected.
+        step: Of the checkpoint that this process goes on from; 0 for none.
+        images: Of its training set.
+
+    Raises:
+        UserError: They do not; each process says so.
+    """
+    here = torch.tensor([step, images], device=trainer.strategy.root_device)
+    found = trainer.strategy.all_gather(here).view(-1, 2)
+    for rank, (its_step, its_images) in enumerate(found.tolist()):
+        first_step, first_images = found[0].tolist()
+        if its_step != first_step:
+            raise UserError(
+                f"process {rank} would go on from step {its_step}, process 0 from step {first_step}: they do not see "
+                "the same files in --out. Name a folder that all machines share."
+            )
+        if its_images != first_images:
+            raise UserError(
+                f"process {rank} has {its_images} images to train on, process 0 has {first_images}: give each machine "
+                "the same --data."
+            )
+
+
+def share_buffers(trainer: Any, model: nn.Module) -> None:
+    """Give all processes the first one's statistics of batch norms, which is what a checkpoint holds.
+
+    Args:
+        trainer: Lightning's.
+        model: Whose buffers they are.
+    """
+    buffers: list[Tensor] = list(model.buffers())
+    if trainer.world_size > 1:
+        for buffer in buffers:
+            torch.distributed.broadcast(buffer, src=0)
+
+
