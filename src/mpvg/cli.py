@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from mpvg.commands import analyze, bench, compare, cost, export, models, share
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
+_OTHERS_WAIT = 2.0  # seconds
 _TRAIN = ("lightning", "torchmetrics", "tensorboard")
 _EXAMPLES = """examples:
   mpvg compare --data my_images/ --img-size 32    which scheme suits my images?
@@ -113,5 +115,16 @@ def _parser() -> Parser:
 
 
 def _fail(message: object, *, code: int) -> int:
+    if _is_not_the_first():  # of which a launcher ends the others, once it has said the same
+        parent = os.getppid()
+        time.sleep(_OTHERS_WAIT)
+        if os.getppid() != parent:
+            return code
     print("mpvg: " + " ".join(str(message).split()), file=sys.stderr)
     return code
+
+
+def _is_not_the_first() -> bool:
+    """Return whether this is a process beside the first one: what torchrun, Lightning or srun tells it."""
+    told = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    return next(told, "0") != "0"

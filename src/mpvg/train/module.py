@@ -21,7 +21,7 @@ from mpvg.train.data import ImageDataModule
 from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
-from mpvg.train.processes import check_together, share_buffers
+from mpvg.train.processes import MeanLoss, check_together, share_buffers
 from mpvg.train.recipe import Recipe
 from mpvg.train.steps import LossWatch, build_mixup, over_processes, prepare, seed_step, training_step
 from mpvg.train.stopping import Signals
@@ -156,8 +156,8 @@ class ImageClassification(lightning.LightningModule):
     def _take(self, card: Card, model: torch.nn.Module) -> None:
         self.card = card
         self.model = model
-        self.val_accuracy = MulticlassAccuracy(len(card.classes), average="micro")
-        self.test_accuracy = MulticlassAccuracy(len(card.classes), average="micro")
+        self.accuracy = MulticlassAccuracy(len(card.classes), average="micro")
+        self.loss = MeanLoss()
 
     def configure_optimizers(self) -> Any:
         clipped = bool(self.trainer.gradient_clip_val)  # Lightning clips no fused optimiser in mixed precision
@@ -216,18 +216,19 @@ class ImageClassification(lightning.LightningModule):
         share_buffers(self.trainer, self)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate("val", self.val_accuracy, batch)
+        self._evaluate("val", batch)
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, batch)
+        self._evaluate("test", batch)
 
-    def _evaluate(self, part: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, ...]) -> None:
+    def _evaluate(self, part: str, batch: tuple[Tensor, ...]) -> None:
         images, labels = batch[:2]
         model = self.ema.module if self.ema is not None and self.recipe.ema_evaluate else self.model
         logits = model(self._normalise(images))
-        accuracy.update(logits, labels)
-        self.log(f"{part}/loss", cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
-        self.log(f"{part}/accuracy", accuracy, batch_size=len(labels))
+        self.accuracy.update(logits, labels)
+        self.loss.update(cross_entropy(logits, labels), len(labels))
+        self.log(f"{part}/loss", self.loss, batch_size=len(labels))
+        self.log(f"{part}/accuracy", self.accuracy, batch_size=len(labels))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         assert self.card is not None

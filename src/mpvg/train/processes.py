@@ -7,8 +7,34 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mpvg.errors import UserError
+
+
+class MeanLoss(Metric):
+    """The mean over the images of all processes; of unequal parts, what Lightning logs is not that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Tensor
+        self.images: Tensor
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Take a batch into account.
+
+        Args:
+            loss: Its mean.
+            images: How many it has.
+        """
+        self.total += loss * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.images
 
 
 def wait_for_all(trainer: Any) -> None:
@@ -59,9 +85,6 @@ def share_buffers(trainer: Any, model: nn.Module) -> None:
         trainer: Lightning's.
         model: Whose buffers they are.
     """
-    buffers: list[Tensor] = list(model.buffers())
     if trainer.world_size > 1:
-        for buffer in buffers:
+        for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-

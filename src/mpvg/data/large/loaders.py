@@ -86,7 +86,8 @@ class EvalLoader(Loader):
     """Every image once over all ranks, in the order in which they lie; each rank has a part that follows another's.
 
     Iterating yields a `Batch`, whose positions are the numbers of the images; the last may be smaller. Ranks have as
-    many batches as each other where there are images for all. Images that cannot be read are left out where the split says so.
+    many batches as each other where there are images for all. Images that cannot be read are left out where the split
+    says so.
 
     Args:
         split: Images to test.
