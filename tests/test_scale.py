@@ -217,7 +217,7 @@ def test_any_number_of_processes_goes_on(first: str, then: str, images: Path, tm
 
 
 @pytest.mark.slow
-def test_mixed_precision_in_shards(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixed_precision_in_shards(images: Path, tmp_path: Path) -> None:
     words = words_of(images, tmp_path / "two", "--trainer.max_epochs=1")
     trained([*words, "--trainer.precision=bf16-mixed"], strategy="fsdp")
     assert {tensor.dtype for tensor in content(tmp_path / "two")["state_dict"].values()} == {torch.float32}
@@ -225,8 +225,6 @@ def test_mixed_precision_in_shards(images: Path, tmp_path: Path, capsys: pytest.
     assert card.ema
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert main(["test", "--ckpt", str(tmp_path / "two" / "last.ckpt")]) == 0
-    assert main([*words, "--overwrite", "--trainer.strategy=fsdp", "--trainer.precision=16-mixed"]) == 2
-    assert "16-mixed with fsdp: take bf16-mixed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -325,6 +323,19 @@ def test_processes_that_do_not_stand_together(others: list[int], message: str) -
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"), all_gather=gathered))
     with pytest.raises(UserError, match=message):
         check_together(trainer, step=0, images=34)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.strategy=fsdp", "--trainer.precision=16-mixed"], "16-mixed with fsdp: take bf16-mixed"),
+        (["--trainer.strategy=fsdp", "--model.compile=default"], "compile default with fsdp: leave it out"),
+        (["--trainer.strategy=fsdp_cpu_offload"], "fsdp_cpu_offload is not supported: name fsdp"),
+    ],
+)
+def test_what_is_not_sharded(options: list[str], message: str, images: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(words_of(images, tmp_path / "out", "--trainer.devices=2", *options)) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -94,16 +94,24 @@ class Cli(LightningCLI):
             settings["log_every_n_steps"] = min(10, self.datamodule.steps_an_epoch)
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
-        if settings["strategy"] == "fsdp":
-            if str(settings["precision"]).startswith("16"):
-                raise UserError(f"--trainer.precision {settings['precision']} with fsdp: take bf16-mixed.")
-            settings["strategy"] = ShardedStrategy()  # Lightning's own is for GPUs alone
+        if str(settings["strategy"]).startswith("fsdp"):
+            settings["strategy"] = self._sharded(settings["strategy"], str(settings["precision"]))
         try:
             if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
                 settings["plugins"].append(SLURMEnvironment(auto_requeue=False))  # we go on from last.ckpt alone
             return self._instantiate_trainer(settings, callbacks)
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"--trainer: {error}") from error
+
+    def _sharded(self, strategy: str, precision: str) -> ShardedStrategy:
+        """Return our FSDP; Lightning's own is for GPUs alone, and its checkpoints are no other's."""
+        if strategy != "fsdp":
+            raise UserError(f"--trainer.strategy {strategy} is not supported: name fsdp.")
+        if precision.startswith("16"):
+            raise UserError(f"--trainer.precision {precision} with fsdp: take bf16-mixed.")
+        if self.model.compile_mode is not None:
+            raise UserError(f"--model.compile {self.model.compile_mode} with fsdp: leave it out, or take ddp.")
+        return ShardedStrategy()
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class ShardedStrategy(DDPStrategy):
         _shard(module.model, mesh)
         if module.ema is not None:
             _shard(module.ema.module, mesh)
+            module.ema.foreach = False  # which takes no buffers beside shards
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the whole weights; all processes must ask."""
@@ -42,7 +43,7 @@ class ShardedStrategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the whole state of an optimiser; all processes must ask."""
-        found = super().optimizer_state(optimizer)
+        found: Any = super().optimizer_state(optimizer)
         of_parameters = {
             number: {name: _whole(value) for name, value in values.items()} for number, values in found["state"].items()
         }
@@ -52,7 +53,8 @@ class ShardedStrategy(DDPStrategy):
         """Take over the optimisers' states, of each process its part."""
         super().load_optimizer_state_dict(checkpoint)
         for optimizer in self.optimizers:
-            for parameter, values in optimizer.state.items():
+            states: Any = optimizer.state
+            for parameter, values in states.items():
                 for name, value in values.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         values[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)

@@ -62,6 +62,8 @@ def run_test(args: Sequence[str], console: Console | None = None) -> int:
         cli.model.take(found["card"], found["model"], cli.datamodule)
         trainer = cli.trainer_for(None, [TrainingProgress(console)])
         metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    if trainer.global_rank:  # of several processes the first one speaks
+        return 0
     images = cli.datamodule.images
     result = {
         "ckpt": cli.config.ckpt,
