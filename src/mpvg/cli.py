@@ -15,7 +15,7 @@ from mpvg.commands import analyze, bench, compare, cost, export, models, share
 from mpvg.commands.options import Parser, need
 from mpvg.errors import RunError, UserError
 
-_OTHERS_WAIT = 2.0  # seconds
+_OTHERS_WAIT = 10  # seconds: processes start that far apart at most
 _TRAIN = ("lightning", "torchmetrics", "tensorboard")
 _EXAMPLES = """examples:
   mpvg compare --data my_images/ --img-size 32    which scheme suits my images?
@@ -115,16 +115,19 @@ def _parser() -> Parser:
 
 
 def _fail(message: object, *, code: int) -> int:
-    if _is_not_the_first():  # of which a launcher ends the others, once it has said the same
-        parent = os.getppid()
-        time.sleep(_OTHERS_WAIT)
-        if os.getppid() != parent:
-            return code
-    print("mpvg: " + " ".join(str(message).split()), file=sys.stderr)
+    line, rank = " ".join(str(message).split()), _rank()
+    if rank != "0":  # a launcher ends this process once the first one has said the same
+        parent, until = os.getppid(), time.monotonic() + _OTHERS_WAIT
+        while time.monotonic() < until:
+            if os.getppid() != parent:  # the first process was the launcher
+                return code
+            time.sleep(0.1)
+        line = f"process {rank}: {line}"
+    print("mpvg: " + line, file=sys.stderr)
     return code
 
 
-def _is_not_the_first() -> bool:
-    """Return whether this is a process beside the first one: what torchrun, Lightning or srun tells it."""
+def _rank() -> str:
+    """Return which of several processes this is, as torchrun, Lightning or srun tells it."""
     told = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
-    return next(told, "0") != "0"
+    return next(told, "0")
