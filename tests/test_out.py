@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +19,20 @@ from mpvg.errors import UserError
 from mpvg.files import write_atomically
 from mpvg.out import OutFolder, locked
 from test_data import save
+
+
+def test_a_folder_is_held_where_only_files_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems, which every machine of a cluster sees."""
+    flock = fcntl.flock
+
+    def of_files(handle: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_files)
+    test_a_folder_is_held_by_one(tmp_path)
+    OutFolder(tmp_path / "new" / "out", {"a": 1}, results=()).begin(overwrite=False)
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:

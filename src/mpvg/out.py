@@ -44,23 +44,35 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDONLY)
+        handle = _lock(path)
+    except BlockingIOError as error:
+        raise UserError(f"--out {path} is in use by another mpvg process: wait, or name another folder.") from error
     except OSError as error:
         raise UserError(f"--out {path} cannot be used ({error}): name another folder.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"--out {path} is in use by another mpvg process: wait, or name another folder.") from error
-    except OSError as error:  # some network file systems lock files only
-        os.close(handle)
-        raise UserError(f"--out {path} cannot be locked ({error}): name a folder on a local disk.") from error
     _held.add(handle)
     try:
         yield
     finally:
         _held.discard(handle)
         os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """Return the handle that holds a folder: its own, or that of a file in it, as some network file systems lock."""
+    refused: OSError | None = None
+    for lockable, flags in ((path, os.O_RDONLY), (path / ".lock", os.O_RDWR | os.O_CREAT)):
+        handle = os.open(lockable, flags)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise
+            refused = error
+        else:
+            return handle
+    assert refused is not None
+    raise refused
 
 
 class OutFolder:
