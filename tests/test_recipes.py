@@ -22,6 +22,7 @@ from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
 from mpvg.train.steps import build_mixup, prepare, training_step
 from recipes import FOLDER, INCREASING, ROWS, Row, model_of, read, recipe_of
 
+LIKE_DEIT_TINY = ("imagenet1k/deit_small", "imagenet1k/deit_base")
 EVERY = pytest.mark.parametrize("name", sorted(ROWS))
 
 
@@ -187,7 +188,9 @@ def changed(value: Any) -> Any:
     return others.get(value, f"{value}_other")
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LIKE_DEIT_TINY else ()) for name in sorted(ROWS)]
+)
 def test_a_changed_value_is_noticed(name: str) -> None:
     config = read(name)
     left_alone = {("data", "source"), ("data", "workers")}

@@ -30,8 +30,18 @@ WAYS: dict[str, tuple[Any, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stopped", [1, 12], ids=["first epoch", "second epoch"])
+FIRST, SECOND = 1, 12  # steps in these epochs
+QUICK = {("memory", FIRST), ("memory", SECOND), ("folder", SECOND), ("stream", SECOND)}
+
+
+@pytest.mark.parametrize(
+    ("way", "stopped"),
+    [
+        pytest.param(way, stopped, marks=() if (way, stopped) in QUICK else pytest.mark.slow)
+        for way in WAYS
+        for stopped in (FIRST, SECOND)
+    ],
+)
 def test_stopped_within_an_epoch(
     way: str, stopped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -207,7 +207,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.check_call(["umount", "-l", str(disk)])
 
 
-@pytest.mark.parametrize("logger", ["false", "true"])
+@pytest.mark.parametrize("logger", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up(
     logger: str,
     whole: tuple[str, Path],
@@ -248,7 +248,12 @@ def cut_off(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "workers", "spoil"),
-    [(folder, 0, Path.unlink), (folder, 2, cut_off), (tars, 0, cut_off), (tars, 2, Path.unlink)],
+    [
+        pytest.param(folder, 0, Path.unlink, marks=pytest.mark.slow),
+        (folder, 2, cut_off),
+        pytest.param(tars, 0, cut_off, marks=pytest.mark.slow),
+        pytest.param(tars, 2, Path.unlink, marks=pytest.mark.slow),
+    ],
     ids=["folder-0", "folder-2", "tars-0", "tars-2"],
 )
 def test_an_image_that_becomes_unreadable(

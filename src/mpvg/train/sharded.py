@@ -13,10 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-_PARTS = (
-    "attn",
-    "mlp",
-)  # most weights of a block; its norms stay with the model, which reads those of positions itself
+# Most weights of a block; its norms stay with the model, which reads those of positions itself.
+_PARTS = ("attn", "mlp")
 
 
 class ShardedStrategy(DDPStrategy):
