@@ -112,16 +112,13 @@ class Runner:
 
     def run(self, *, until: float) -> int:
         """Go on until all is done, or a moment of `time.monotonic`; return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
         waiting = [run for run in self.study.runs if not self._is_finished(run)]
-        for run in self.study.runs:
-            if run not in waiting:
-                self._note(run)
+        failed = max((self._note(run) for run in self.study.runs if run not in waiting), default=0)
         running: dict[Run, subprocess.Popen[bytes]] = {}
-        failed = 0
+        ends = False
         while waiting or running:
-            if self.stopped or time.monotonic() > until:
+            if not ends and (self.stopped or time.monotonic() > until):
+                ends = True
                 waiting.clear()
                 for process in running.values():
                     process.terminate()
@@ -131,9 +128,9 @@ class Runner:
             time.sleep(0.2)
             for run, code in self._ended(running):
                 if self._is_finished(run):
-                    self._note(run)
+                    failed = max(failed, self._note(run))
                 elif code not in _STOPPED:
-                    failed = code
+                    failed = max(failed, abs(code))
                     print(f"{run.name}: {self._last_words(run)}", flush=True)
                     self.stopped |= code == 2  # bad input, which the others have as well
         left = [run.name for run in self.study.runs if not self._is_finished(run)]
@@ -142,7 +139,8 @@ class Runner:
         print(f"The same command goes on with {', '.join(left)}." if left else "", flush=True)
         return failed
 
-    def _stop(self, *_: Any) -> None:
+    def stop(self, *_: Any) -> None:
+        """Have `run` end soon; a handler of signals."""
         self.stopped = True
 
     def _ended(self, running: dict[Run, subprocess.Popen[bytes]]) -> Iterator[tuple[Run, int]]:
@@ -174,17 +172,19 @@ class Runner:
         words = self._log(run).read_text(errors="replace").split("\n")
         return next((line for line in reversed(words) if line.strip()), "it said nothing")
 
-    def _note(self, run: Run) -> None:
-        """Test a finished run and write its row, once."""
+    def _note(self, run: Run) -> int:
+        """Test a finished run and write its row, once; return the exit code of the test."""
         folder, noted = self.work / run.name, self.work / f"{run.name}.json"
         if noted.exists():
-            return
+            return 0
         settings = json.loads((folder / "config.json").read_text())
         tested = subprocess.run(
             **self._process(["test", f"--ckpt={folder / 'last.ckpt'}", f"--data={self.data}", "--json"]),
             stdout=subprocess.PIPE,
-            check=True,
         )
+        if tested.returncode:
+            print(f"{run.name}: it is trained, but could not be tested", flush=True)
+            return tested.returncode
         found = json.loads(tested.stdout)
         checkpoint = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)
         seconds = checkpoint["callbacks"]["Stopwatch"]["seconds"]
@@ -210,6 +210,7 @@ class Runner:
         write_atomically(self.results, as_csv([*others, row]))
         write_atomically(noted, json.dumps(row, indent=1))
         print(f"{run.name}: {100 * row['accuracy']:.2f} % after {row['hours']:.2f} hours", flush=True)
+        return 0
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -241,6 +242,8 @@ def main() -> int:
         at_once=options.at_once or (4 if has_gpu else os.cpu_count() or 1),
         device="cuda" if has_gpu else "cpu",
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, runner.stop)
     try:
         with locked(runner.work):
             return runner.run(until=started + options.slice)

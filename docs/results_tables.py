@@ -45,7 +45,7 @@ def accuracies(seeds: Mapping[str, Row]) -> list[float]:
 
 def difference(found: Runs, one: str, other: str) -> list[str]:
     """Return the difference of two schemes over the seeds that both have, and what it shows."""
-    shared = [seed for seed in found[one] if seed in found[other]]
+    shared = [seed for seed in found.get(one, {}) if seed in found.get(other, {})]
     if not shared:
         return ["", "no seed in common"]
     values, others = (accuracies({seed: found[scheme][seed] for seed in shared}) for scheme in (one, other))
@@ -123,13 +123,20 @@ def study(found: Runs) -> str:
                 f"`{scheme}`",
                 interval(student_interval(accuracies(seeds)), ".2f"),
                 *beside,
-                ", ".join(sorted({f"{float(row['lr']):g}" for row in seeds.values()})),
+                ", ".join(sorted({_rate(row) for row in seeds.values()})),
                 str(len(seeds)),
                 f"{sum(float(row['hours']) for row in seeds.values()):.2f}",
             ]
         )
     header = ["scheme", "test accuracy, % (95 %)", "minus `default`, points (95 %)", "", "peak rate", "seeds", "hours"]
     return table(header, body)
+
+
+def _rate(row: Row) -> str:
+    """Return the learning rate of a run; where it was chosen among several, whether it lies at their edge."""
+    rate, tried = float(row["lr"]), [float(word) for word in row.get("lr_tried", "").split()]
+    edge = {min(tried): ", the lowest tried", max(tried): ", the highest tried"}.get(rate, "") if tried else ""
+    return f"{rate:g}{edge}"
 
 
 def small_cifar() -> Runs:
@@ -171,7 +178,8 @@ def in_short() -> str:
         cells = []
         for found in (of_cifar, of_fashion):
             beside = ["", ""] if scheme == _REFERENCE else difference(found, scheme, _REFERENCE)
-            cells += [interval(student_interval(accuracies(found[scheme])), ".2f"), beside[1]]
+            ours = interval(student_interval(accuracies(found[scheme])), ".2f") if scheme in found else "not run"
+            cells += [ours, beside[1]]
         body.append([f"`{scheme}`", *cells])
     seeds = [len(found[_REFERENCE]) for found in (of_cifar, of_fashion)]
     names = (

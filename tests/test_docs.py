@@ -14,6 +14,7 @@ import cost_tables
 import finetuning_tables
 import mpvg
 import recipes_tables
+import results_tables
 from helpers import images, perturb, relative
 from mpvg.cli import main
 from tables import filled
@@ -77,12 +78,20 @@ def test_the_table_in_fidelity_is_what_is_printed(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "module", [analysis_tables, cost_tables, finetuning_tables, recipes_tables], ids=lambda module: module.DOCUMENT.name
+    "module",
+    [analysis_tables, cost_tables, finetuning_tables, recipes_tables, results_tables],
+    ids=lambda module: module.DOCUMENT.name,
 )
 def test_tables_are_what_their_numbers_give(module: Any) -> None:
     document = module.DOCUMENT.read_text(encoding="utf-8")
     assert set(re.findall("<!-- table: (.+?) -->", document)) == set(module.TABLES)
     assert filled(document, module.TABLES) == document
+
+
+def test_the_results_in_short_are_what_their_numbers_give() -> None:
+    document = results_tables.README.read_text(encoding="utf-8")
+    assert re.findall("<!-- table: (.+?) -->", document) == list(results_tables.OF_README)
+    assert filled(document, results_tables.OF_README) == document
 
 
 @pytest.mark.parametrize("document", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)

@@ -204,7 +204,8 @@ class ImageClassification(lightning.LightningModule):
             self.watch.check()
         self.log("train/loss", seen[0])
         optimizer: Any = self.optimizers()
-        self.log("lr", max(group["lr"] for group in optimizer.param_groups))  # the classifier's, with layer decay
+        rates = (group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups)
+        self.log("lr", max(rates))  # whatever parts of the model scale it by
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
