@@ -1,7 +1,7 @@
 """Table 2 of the paper on CIFAR-100: ViT-Lite-7/4 under every scheme, seed after seed, as long as there is time.
 
     python benchmarks/reproduce_cifar100.py --data cifar100.npz
-    python benchmarks/reproduce_cifar100.py --data cifar100.npz --slice 570     # ends after 570 seconds
+    python benchmarks/reproduce_cifar100.py --data cifar100.npz --slice 570     # stops after 570 seconds
 
 The same command goes on where it was stopped, by the slice's end, a signal or a crash. With a GPU it trains the paper's
 recipe, several runs at once; without one a narrow model for few epochs (cifar100_small.yaml), a run a core. Each run is
@@ -115,29 +115,37 @@ class Runner:
         waiting = [run for run in self.study.runs if not self._is_finished(run)]
         failed = max((self._note(run) for run in self.study.runs if run not in waiting), default=0)
         running: dict[Run, subprocess.Popen[bytes]] = {}
-        ends = False
-        while waiting or running:
-            if not ends and (self.stopped or time.monotonic() > until):
-                ends = True
-                waiting.clear()
-                for process in running.values():
-                    process.terminate()
-            while waiting and len(running) < self.at_once:
-                run = waiting.pop(0)
-                running[run] = self._start(run)
-            time.sleep(0.2)
-            for run, code in self._ended(running):
-                if self._is_finished(run):
-                    failed = max(failed, self._note(run))
-                elif code not in _STOPPED:
-                    failed = max(failed, abs(code))
-                    print(f"{run.name}: {self._last_words(run)}", flush=True)
-                    self.stopped |= code == 2  # bad input, which the others have as well
-        left = [run.name for run in self.study.runs if not self._is_finished(run)]
-        done = len(self.study.runs) - len(left)
-        print(f"{done} of {len(self.study.runs)} runs are finished; {self.results} has a row of each.", end=" ")
-        print(f"The same command goes on with {', '.join(left)}." if left else "", flush=True)
+        try:
+            while waiting or running:
+                if self.stopped or time.monotonic() > until:
+                    break
+                while waiting and len(running) < self.at_once:
+                    run = waiting.pop(0)
+                    running[run] = self._start(run)
+                time.sleep(0.2)
+                for run, code in self._ended(running):
+                    failed = max(failed, self._result(run, code))
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+        failed = max([failed, *(self._result(run, code, tests=False) for run, code in self._ended(running))])
+        finished = [run.name for run in self.study.runs if self._is_finished(run)]
+        left = [run.name for run in self.study.runs if run.name not in finished]
+        print(f"{len(finished)} of {len(self.study.runs)} runs are finished.", end=" ")
+        print(f"The same command goes on with {', '.join(left)}." if left else f"Results: {self.results}.", flush=True)
         return failed
+
+    def _result(self, run: Run, code: int, *, tests: bool = True) -> int:
+        """Note a run that ended, or say why it did; return the exit code that counts."""
+        if self._is_finished(run):
+            return self._note(run) if tests else 0  # at the end of a slice there is no time: the next one does it
+        if code in _STOPPED:
+            return 0
+        print(f"{run.name}: {self._last_words(run)}", flush=True)
+        self.stopped |= code == 2  # bad input, which the others have as well
+        return abs(code)
 
     def stop(self, *_: Any) -> None:
         """Have `run` end soon; a handler of signals."""
@@ -173,9 +181,10 @@ class Runner:
         return next((line for line in reversed(words) if line.strip()), "it said nothing")
 
     def _note(self, run: Run) -> int:
-        """Test a finished run and write its row, once; return the exit code of the test."""
+        """Test a finished run, once, and write its row; return the exit code of the test."""
         folder, noted = self.work / run.name, self.work / f"{run.name}.json"
         if noted.exists():
+            self._write(json.loads(noted.read_text()))
             return 0
         settings = json.loads((folder / "config.json").read_text())
         tested = subprocess.run(
@@ -205,12 +214,16 @@ class Runner:
             **versions(),
             "hardware": self.hardware,
         }
-        others = [one for one in _rows(self.results) if any(one[name] != str(row[name]) for name in _KEY)]
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.results, as_csv([*others, row]))
+        self._write(row)
         write_atomically(noted, json.dumps(row, indent=1))
         print(f"{run.name}: {100 * row['accuracy']:.2f} % after {row['hours']:.2f} hours", flush=True)
         return 0
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """Write a row, in the place of one of the same run, if there is one."""
+        others = [one for one in _rows(self.results) if any(one[name] != str(row[name]) for name in _KEY)]
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.results, as_csv([*others, row]))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -234,10 +247,11 @@ def main() -> int:
     has_gpu = torch.cuda.is_available()
     name = options.study if options.study != "auto" else "paper" if has_gpu else "small"
     started = time.monotonic()
+    study = studies(options.seeds or (3 if name == "paper" else 2))[name]
     runner = Runner(
-        studies(options.seeds or (3 if name == "paper" else 2))[name],
+        study,
         data=options.data,
-        work=options.work / name,
+        work=options.work / f"{name}-{study.hash()}",  # another recipe's runs are other runs
         results=options.results,
         at_once=options.at_once or (4 if has_gpu else os.cpu_count() or 1),
         device="cuda" if has_gpu else "cpu",

@@ -26,17 +26,29 @@ RECIPES = {
     ("CIFAR-100", "T2T-ViT-7, fine-tuned"): "cifar100/t2t_vit_7_finetune",
 }
 _REFERENCE, _CONTROL = "default", "pvg, bias at 2 x rate"
+_SHARED = ("epochs", "steps", "recipe_hash")  # or more than seeds would tell runs apart
 _ORDER = ("default", "gap", "lape", "lape_gap", "pvg", "mpvg", _CONTROL)
 Runs = Mapping[str, Mapping[str, Row]]  # of each scheme, the row of each seed
 
 
 def runs(found: Sequence[Row]) -> Runs:
-    """Return rows by scheme, the control as one of its own, and by seed."""
+    """Return rows by scheme, a control as one of its own, and by seed.
+
+    Raises:
+        ValueError: Two rows of a scheme and seed, or rows of several studies.
+    """
     by_scheme: dict[str, dict[str, Row]] = {}
     for row in found:
-        control = float(row["last_norm_bias_lr"]) != 1
-        by_scheme.setdefault(_CONTROL if control else row["scheme"], {})[row["seed"]] = row
-    return {scheme: by_scheme[scheme] for scheme in sorted(by_scheme, key=_ORDER.index)}
+        factor = float(row["last_norm_bias_lr"])
+        label = row["scheme"] if factor == 1 else f"{row['scheme']}, bias at {factor:g} x rate"
+        if by_scheme.setdefault(label, {}).setdefault(row["seed"], row) is not row:
+            raise ValueError(f"{label}, seed {row['seed']}: two rows; leave the one that counts.")
+    for name in _SHARED:
+        values = sorted({row.get(name, "") for row in found})
+        if len(values) > 1:
+            raise ValueError(f"{name}={values}: rows of one study share it; leave those that count.")
+    order = [*(scheme for scheme in _ORDER if scheme in by_scheme), *sorted(by_scheme.keys() - {*_ORDER})]
+    return {scheme: by_scheme[scheme] for scheme in order}
 
 
 def accuracies(seeds: Mapping[str, Row]) -> list[float]:
@@ -152,10 +164,11 @@ def setting(found: Runs) -> str:
     every = [row for seeds in found.values() for row in seeds.values()]
     hours = sum(float(row["hours"]) for row in every)
     hardware = ", ".join(sorted({row["hardware"] for row in every}))
+    versions = ", ".join(sorted({f"mpvg {row['mpvg']}, torch {row['torch']}, timm {row['timm']}" for row in every}))
     first = every[0]
     return (
         f"{len(every)} runs of {first['epochs']} epochs ({first['steps']} steps), {hours:.1f} hours of runs in all; "
-        f"{hardware}; mpvg {first['mpvg']}, torch {first['torch']}, timm {first['timm']}."
+        f"{hardware}; {versions}."
     )
 
 

@@ -89,22 +89,26 @@ def test_slices_end_in_the_rows_of_an_undisturbed_study(
         return [{k: v for k, v in row.items() if k not in ("hours", "images_per_second")} for row in found]
 
     (tmp_path / "whole").mkdir()
+    started = time.monotonic()
     assert Runner(**tiny, work=tmp_path / "whole").run(until=float("inf")) == 0
     whole = rows()
     assert [(row["scheme"], row["last_norm_bias_lr"], row["epochs"]) for row in whole] == [
         ("mpvg", "1.0", "8"),
         ("pvg", "2.0", "8"),
     ]
+    took = time.monotonic() - started
     tiny["results"].unlink()
     (tmp_path / "sliced").mkdir()
     slices = 0
     while not tiny["results"].exists() or len(rows()) < 2:
-        assert Runner(**tiny, work=tmp_path / "sliced").run(until=time.monotonic() + 12 + slices) == 0
+        until = time.monotonic() + (0.5 + 0.05 * slices) * took
+        assert Runner(**tiny, work=tmp_path / "sliced").run(until=until) == 0
         slices += 1
         assert slices < 20
     assert slices > 1
     assert rows() == whole
     again = tiny["results"].read_bytes()
+    tiny["results"].unlink()  # the rows are kept with the runs
     assert Runner(**tiny, work=tmp_path / "sliced").run(until=float("inf")) == 0
     assert tiny["results"].read_bytes() == again
 
@@ -126,6 +130,13 @@ def test_differences_are_paired_by_seed_and_the_control_is_no_scheme() -> None:
         "one seed: no interval",
     ]
     assert results_tables.difference(found, "mpvg", "pvg") == ["", "no seed in common"]
+
+
+def test_rows_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="pvg, seed 0: two rows"):
+        results_tables.runs([row("pvg", 0, 0.7), row("pvg", 0, 0.8)])
+    with pytest.raises(ValueError, match="rows of one study share it"):
+        results_tables.runs([row("pvg", 0, 0.7, epochs="4"), row("pvg", 1, 0.8, epochs="310")])
 
 
 def test_a_run_of_a_recipe_stands_beside_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from mpvg.cli import main
-from mpvg.train.checkpoints import WholeCheckpoints
+from mpvg.errors import UserError
+from mpvg.train.checkpoints import WholeCheckpoints, to_go_on_from
 from mpvg.train.data import ImageDataModule
 from mpvg.train.fit import MAY_CHANGE
 from mpvg.train.module import ImageClassification
@@ -163,6 +165,36 @@ def test_what_may_change_and_what_may_not(
     words += ["--trainer.logger=true", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     assert fit(source, out, *EPOCHS, *words) == 0
     assert same(undisturbed / "last.ckpt", out / "last.ckpt")
+
+
+def test_streams_go_on_in_as_many_processes(whole: tuple[str, Path], tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    last = Path(shutil.copy(whole[1] / "last.ckpt", tmp_path))
+    assert to_go_on_from(tmp_path, console, processes=2, streaming=False, clears=True) == last
+    assert to_go_on_from(tmp_path, console, processes=1, streaming=True, clears=True) == last
+    with pytest.raises(UserError, match=r"was trained in 1 processes, .* and not in 2: go on in 1"):
+        to_go_on_from(tmp_path, console, processes=2, streaming=True, clears=True)
+
+
+def test_weights_that_are_lost_are_not_kept(
+    whole: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step after which a weight is no number had a loss that was one."""
+    step = ImageClassification.optimizer_step
+
+    def spoilt(self: Any, *args: Any, **kwargs: Any) -> None:
+        step(self, *args, **kwargs)
+        if self.global_step == 2:
+            with torch.no_grad():
+                self.model.head.bias.fill_(float("inf"))
+
+    monkeypatch.setattr(ImageClassification, "optimizer_step", spoilt)
+    out = tmp_path / "out"
+    assert fit(whole[0], out, *EPOCHS, "--save_every=1") == 3
+    error = capsys.readouterr().err
+    assert re.search(r"model\.head\.bias of \S+ under mpvg is no number any more after step 3: lower the lear", error)
+    assert re.search(rf"Kept: {out}/last\.ckpt .*, after step 2, {out}/previous\.ckpt .*, after step 1\.", error)
+    assert all(value.isfinite().all() for value in weights(out / "last.ckpt").values())
 
 
 def number(file: Path) -> int:

@@ -57,20 +57,21 @@ class BestAndLast(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
 
-def to_go_on_from(out: Path, console: Console, *, processes: int, clears: bool) -> Path | None:
+def to_go_on_from(out: Path, console: Console, *, processes: int, streaming: bool, clears: bool) -> Path | None:
     """Return the newest checkpoint that can be read, and say where in the training it was written.
 
     Args:
         out: The training's folder.
         console: Where to say so.
         processes: In how many the training goes on.
+        streaming: Whether the order of images depends on that number.
         clears: Remove one that cannot be read, or it would take the place of the last good one.
 
     Returns:
         last.ckpt, or where that is damaged the one before; None where neither exists.
 
     Raises:
-        UserError: There is no checkpoint but damaged ones.
+        UserError: There is no checkpoint but damaged ones, or streams would be read in another order.
     """
     damaged: dict[Path, UserError] = {}
     for file in (out / LAST, out / PREVIOUS):
@@ -87,6 +88,11 @@ def to_go_on_from(out: Path, console: Console, *, processes: int, clears: bool) 
                 other.unlink(missing_ok=True)
         say(console, f"Going on from {file}, {place(file)}.")
         before = _content(file).get(PROCESSES, processes)
+        if before != processes and streaming:
+            raise UserError(
+                f"{file} was trained in {before} processes, by whose number the order of streamed images goes, and not "
+                f"in {processes}: go on in {before}, or begin anew in another folder."
+            )
         if before != processes:
             say(
                 console,
@@ -100,9 +106,9 @@ def to_go_on_from(out: Path, console: Console, *, processes: int, clears: bool) 
     return None
 
 
-def kept(out: Path) -> str:
+def kept(out: Path, *, names: tuple[str, ...] = (LAST, BEST)) -> str:
     """Say which checkpoints a folder holds, and where in the training they were written."""
-    files = [out / name for name in (LAST, BEST) if (out / name).is_file()]
+    files = [out / name for name in names if (out / name).is_file()]
     if not files:
         return "No epoch had ended, so nothing was kept."
     return "Kept: " + ", ".join(f"{file} {place(file)}" for file in files) + "."

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpvg.errors import NonFiniteLossError, RunError, UserError
 from mpvg.files import NO_ROOM
-from mpvg.train.checkpoints import LAST, kept
+from mpvg.train.checkpoints import BEST, LAST, PREVIOUS, kept
 from mpvg.train.stopping import Stopped
 
 _OTHERS_ENDED = re.compile("Connection (closed|reset) by|remote process exited")  # of Gloo and of NCCL
@@ -29,7 +29,10 @@ def with_what_was_kept(error: BaseException, trainer: Any, out: Path) -> BaseExc
     if isinstance(error, SystemExit):  # which Lightning makes of Ctrl-C
         return KeyboardInterrupt()
     if isinstance(error, NonFiniteLossError):  # at the same step in every process, and the first says it
-        return NonFiniteLossError(f"{error} {kept(out)}") if first else SystemExit(0)
+        if not first:
+            return SystemExit(0)
+        # The step before may have spoilt the weights already, in the last checkpoint but not in the one before.
+        return NonFiniteLossError(f"{error} {kept(out, names=(LAST, PREVIOUS, BEST))}")
     if first and trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this one
     words = f" {kept(out)}" if (out / LAST).is_file() else ""

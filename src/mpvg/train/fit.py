@@ -34,14 +34,16 @@ from mpvg.weight_files import hash_of_weights
 _DEBUG_BATCH = 4
 _RESULTS = ("*.ckpt", "*.safetensors")
 _OF_THE_TRAINER = (  # what changes the weights that come out
-    "max_epochs", "max_steps", "min_epochs", "min_steps", "precision", "plugins", "callbacks", "sync_batchnorm",
-    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches",
+    "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "precision", "plugins", "callbacks",
+    "sync_batchnorm", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches",
     "limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch",
 )  # fmt: skip
 MAY_CHANGE = (  # what changes them by rounding at most, or by what several processes and a compiler draw for dropout
     "save_every", "data.workers", "model.compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
 )  # fmt: skip
+
+_OF_STREAMS = ("data.workers", "trainer.devices", "trainer.num_nodes")  # by which the order of their images goes
 
 _FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
 --data, --img-size, --val-fraction and --skip-bad-images stand for the options of --data.*, as in mpvg compare, --lr for
@@ -72,11 +74,11 @@ def run_fit(args: Sequence[str], console: Console | None = None) -> int:
     console = console or Console()
     rates, args = _take_rates(args)
     signals = Signals()
-    try:
-        with signals.handled():
+    with signals.handled():
+        try:
             _fit_at_each(rates, args, console, signals)
-    except Stopped as stopped:
-        say(console, str(stopped))
+        except Stopped as stopped:
+            say(console, str(stopped))
     return 0
 
 
@@ -128,6 +130,9 @@ def _command_line(args: Sequence[str]) -> Any:
     epochs = cli.config.trainer.max_epochs
     if epochs is None or epochs < 1:
         raise UserError(f"--trainer.max_epochs {epochs}: name a number of epochs, 1 or more.")
+    every = cli.config.save_every
+    if every is not None and every < 1:
+        raise UserError(f"--save_every {every}: name a number of steps, 1 or more.")
     return cli
 
 
@@ -148,15 +153,16 @@ def _fit(args: Sequence[str], console: Console, signals: Signals, *, chooses: bo
         out = _out_folder(cli)
         if _rank():  # of several processes the first has the folder
             console.quiet = True
-            return _train(cli, out, console, signals)
+            return _train(cli, out, console, signals, chooses=chooses)
         with locked(out):
-            may_change = [f"--{name}" for name in MAY_CHANGE if not (data.streaming and name == "data.workers")]
+            fixed = _OF_STREAMS if data.streaming else ()
+            may_change = [f"--{name}" for name in MAY_CHANGE if name not in fixed]
             folder = OutFolder(out, _configuration(cli), results=_RESULTS, may_change=may_change)
             folder.begin(overwrite=cli.config.overwrite)
             if cli.config.debug:  # from the first step each time
                 folder.replace_all()
             write_atomically(out / "config.yaml", cli.parser.dump(cli.config, skip_validation=True))
-            return _train(cli, out, console, signals)
+            return _train(cli, out, console, signals, chooses=chooses)
 
 
 def _cut_short(config: Any, *, on_own_images: bool) -> None:
@@ -172,7 +178,7 @@ def _cut_short(config: Any, *, on_own_images: bool) -> None:
     config.overwrite = True
 
 
-def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
+def _train(cli: Any, out: Path, console: Console, signals: Signals, *, chooses: bool) -> Fitted:
     model, data = cli.model, cli.datamodule
     checkpoints: dict[str, Any] = {"dirpath": out, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)
@@ -183,6 +189,8 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     callbacks = [TrainingProgress(console), Stopwatch(), between, *([] if best is None else [best]), last]
     trainer = cli.trainer_for(out, callbacks)
     model.signals = signals
+    if chooses and trainer.world_size > 1:
+        raise UserError("--lr: several rates are tried by one process each: name --trainer.devices 1, or one rate.")
     data.check_processes(trainer.world_size)
     wait_for_all(trainer)
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
@@ -190,7 +198,7 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals) -> Fitted:
     say(console, f"{len(data.train)} images to train on, {len(data.val)} {watched}. Results: {out}.")
     for remark in [*_start(model), *remarks(data.images)]:
         say(console, remark)
-    resumed = to_go_on_from(out, console, processes=trainer.world_size, clears=not _rank())
+    resumed = to_go_on_from(out, console, processes=trainer.world_size, streaming=data.streaming, clears=not _rank())
     try:
         with signals.awaited():
             trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mpvg.checkpoint import Card
 from mpvg.create import check_name, starting_point
 from mpvg.data.batch import Batch
-from mpvg.errors import UserError, nearest
+from mpvg.errors import NonFiniteLossError, UserError, nearest
 from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
 from mpvg.train.checkpoints import PROCESSES
 from mpvg.train.data import ImageDataModule
@@ -241,8 +241,19 @@ class ImageClassification(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.card is not None
         self.watch.check()  # before it takes the place of the last good one
+        self._check_weights(checkpoint["state_dict"])
         checkpoint[CARD] = self.card.as_dict()
         checkpoint[PROCESSES] = self.trainer.world_size
+
+    def _check_weights(self, weights: dict[str, Tensor]) -> None:
+        """Raise NonFiniteLossError where the last step made weights that are no numbers, before a loss shows it."""
+        assert self.recipe.lr is not None
+        for name, weight in weights.items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise NonFiniteLossError(
+                    f"{name} of {self.watch.what} is no number any more after step {self.global_step}: lower the "
+                    f"learning rate (it is {self.recipe.lr:g})."
+                )
 
 
 def _shape(size: tuple[int, int], channels: int) -> str:

@@ -30,7 +30,7 @@ class TrainingProgress(ProgressBar):
         self.shown = True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.started, self.batches = time.monotonic(), 0
+        self.started, self.batches, self.validated = time.monotonic(), 0, False
         self.told = self.started - _SECONDS
         if self.shown:
             total = int(trainer.estimated_stepping_batches)
@@ -48,9 +48,13 @@ class TrainingProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.shown:
-            accuracy = trainer.callback_metrics.get("val/accuracy")
+            accuracy = trainer.callback_metrics["val/accuracy"] if self.validated else None
             validated = "" if accuracy is None else f", validation {100 * accuracy:.2f} %"
             say(self.bar.console, self._state(trainer) + validated)
+        self.validated = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.validated = True
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.bar.stop()

@@ -62,7 +62,7 @@ class Signals:
             yield
         finally:
             listen()
-            self._waits = before
+            self._waits = before or bool(self.asked)
 
     def check(self) -> None:
         """Raise Stopped where a signal came."""
@@ -102,7 +102,8 @@ class BetweenSteps(Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._is_asked(trainer, pl_module):
             epoch = trainer.current_epoch
-            self._stop(f"after epoch {epoch}" if epoch else "before the first step", kept=epoch > 0)
+            place = f"after epoch {epoch}" if epoch else "before the first step"
+            self._stop(place, kept=epoch > 0 and _keeps(trainer))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,7 +116,7 @@ class BetweenSteps(Callback):
         if trainer.is_last_batch or loop._should_check_val_fx(fetcher):
             return  # Lightning would go on behind this validation; at the end of an epoch another checkpoint is written
         asked = self._is_asked(trainer, pl_module)
-        kept = any(isinstance(callback, BestAndLast) for callback in trainer.checkpoint_callbacks)
+        kept = _keeps(trainer)
         if kept and (self.due or asked):
             trainer.save_checkpoint(self.file)
             self.due = False
@@ -128,6 +129,10 @@ class BetweenSteps(Callback):
     def _stop(self, place: str, *, kept: bool) -> None:
         holds = f"; {self.file} holds it. The same command goes on" if kept else ". The same command begins anew"
         raise Stopped(f"Stopped by {self.signals.asked or 'a signal to another process'} {place}{holds}.")
+
+
+def _keeps(trainer: lightning.Trainer) -> bool:
+    return any(isinstance(callback, BestAndLast) for callback in trainer.checkpoint_callbacks)
 
 
 class _Unregistered(_SignalConnector):
