@@ -359,7 +359,7 @@ if __name__ == "__main__":
             3,
             r"^mpvg: the loss of \S+ under mpvg is nan at epoch 2, step 5: .* Kept: \S+ after epoch 1[^\n]*\n$",
         ),
-        ("image", 1, 3, r"mpvg: bad\.png cannot be read: repair it\. Kept: (.|\n)*mpvg: another process "),
+        ("image", 1, 3, r"mpvg: process 1: bad\.png cannot be read: repair it\. Kept: (.|\n)*mpvg: another process "),
         ("image", 0, 2, r"^mpvg: bad\.png cannot be read: repair it\. Kept: [^\n]*\n$"),
         ("disk", 0, 2, r"^mpvg: \S+ckpt cannot be used \(No space left on device\): make room, [^\n]*\n$"),
     ],
