@@ -131,7 +131,7 @@ class Runner:
             for process in running.values():
                 process.wait()
         failed = max([failed, *(self._result(run, code, tests=False) for run, code in self._ended(running))])
-        finished = [run.name for run in self.study.runs if self._is_finished(run)]
+        finished = [run.name for run in self.study.runs if self._noted(run).exists()]
         left = [run.name for run in self.study.runs if run.name not in finished]
         print(f"{len(finished)} of {len(self.study.runs)} runs are finished.", end=" ")
         print(f"The same command goes on with {', '.join(left)}." if left else f"Results: {self.results}.", flush=True)
@@ -161,6 +161,10 @@ class Runner:
     def _is_finished(self, run: Run) -> bool:
         return (self.work / run.name / "last.safetensors").is_file()
 
+    def _noted(self, run: Run) -> Path:
+        """Return the file that holds the row of a run which was tested."""
+        return self.work / f"{run.name}.json"
+
     def _start(self, run: Run) -> subprocess.Popen[bytes]:
         print(f"{run.name}: training", flush=True)
         own = [f"--model.scheme={run.scheme}", f"--seed_everything={run.seed}"]
@@ -182,7 +186,7 @@ class Runner:
 
     def _note(self, run: Run) -> int:
         """Test a finished run, once, and write its row; return the exit code of the test."""
-        folder, noted = self.work / run.name, self.work / f"{run.name}.json"
+        folder, noted = self.work / run.name, self._noted(run)
         if noted.exists():
             self._write(json.loads(noted.read_text()))
             return 0

@@ -101,7 +101,7 @@ def test_slices_end_in_the_rows_of_an_undisturbed_study(
     (tmp_path / "sliced").mkdir()
     slices = 0
     while not tiny["results"].exists() or len(rows()) < 2:
-        until = time.monotonic() + (0.5 + 0.05 * slices) * took
+        until = time.monotonic() + (0.25 + 0.05 * slices) * took
         assert Runner(**tiny, work=tmp_path / "sliced").run(until=until) == 0
         slices += 1
         assert slices < 20
