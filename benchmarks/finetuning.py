@@ -61,10 +61,12 @@ def write_splits(source: Path, folder: Path) -> None:
 
 
 def run(*words: object) -> None:
-    """Run a command of mpvg."""
+    """Run a command of mpvg; where it fails, it has said why."""
     command = ["mpvg", *map(str, words)]
     print("$", shlex.join(command), flush=True)
-    subprocess.run([sys.executable, "-W", "ignore", "-m", *command], check=True)
+    code = subprocess.run([sys.executable, "-W", "ignore", "-m", *command]).returncode
+    if code:
+        raise SystemExit(code)
 
 
 def main() -> None:

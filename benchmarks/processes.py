@@ -22,6 +22,16 @@ from mpvg.compare.summary import versions
 from mpvg.files import as_csv, write_atomically
 
 STEPS = 20
+RECIPE = [
+    "--model.recipe.schedule.warmup_epochs=0",  # the peak rate from step 0
+    "--model.recipe.ema_decay=0.9",
+    "--model.recipe.ema_evaluate=true",
+    "--model.recipe.augmentation.repeats=3",
+    "--model.recipe.augmentation.crop_scale=[0.5, 1.0]",
+    "--model.recipe.augmentation.flip=0.5",
+    "--model.recipe.augmentation.rand_augment=rand-m9-mstd0.5-inc1",
+    "--model.recipe.augmentation.erasing=0.25",
+]
 WORDS = [
     "--data=digits",
     "--img-size=16",
@@ -30,14 +40,7 @@ WORDS = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
     "--trainer.log_every_n_steps=1",
-    "--model.recipe.schedule.warmup_epochs=0",
-    "--model.recipe.ema_decay=0.9",
-    "--model.recipe.ema_evaluate=true",
-    "--model.recipe.augmentation.repeats=3",
-    "--model.recipe.augmentation.crop_scale=[0.5, 1.0]",
-    "--model.recipe.augmentation.flip=0.5",
-    "--model.recipe.augmentation.rand_augment=rand-m9-mstd0.5-inc1",
-    "--model.recipe.augmentation.erasing=0.25",
+    *RECIPE,
 ]
 LAUNCHED = {"ddp": "ddp", "ddp, by torchrun": "ddp", "fsdp": "fsdp"}
 

@@ -1,4 +1,4 @@
-"""Six schemes and a control on Fashion-MNIST, as far as two processor cores get in half an hour.
+"""Six schemes and a control on Fashion-MNIST, small and short enough for two processor cores.
 
     python benchmarks/reproduce_fashion_mnist.py DATA       # torchvision's FashionMNIST lies in DATA
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from finetuning import run
 from mpvg.files import as_csv, write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -51,9 +49,7 @@ def main() -> None:
     found = []
     for name, schemes in COMPARISONS.items():
         out = options.work / name
-        command = ["mpvg", "compare", "--data", f"FashionMNIST:{options.data}", *schemes, *SHARED, "--out", str(out)]
-        print("$", shlex.join(command), flush=True)
-        subprocess.run([sys.executable, "-W", "ignore", "-m", *command], check=True)
+        run("compare", "--data", f"FashionMNIST:{options.data}", *schemes, *SHARED, "--out", out)
         found += rows(out / "results.csv")
     write_atomically(options.results, as_csv(found))
 

@@ -24,19 +24,10 @@ from mpvg.errors import UserError
 from mpvg.train.data import ImageDataModule
 from mpvg.train.module import ImageClassification
 from mpvg.train.processes import check_together
+from processes import RECIPE
 from test_data import save
 from test_large import folder
 
-RECIPE = [
-    "--model.recipe.schedule.warmup_epochs=0",  # the peak rate from step 0
-    "--model.recipe.ema_decay=0.9",
-    "--model.recipe.ema_evaluate=true",
-    "--model.recipe.augmentation.repeats=3",
-    "--model.recipe.augmentation.crop_scale=[0.5, 1.0]",
-    "--model.recipe.augmentation.flip=0.5",
-    "--model.recipe.augmentation.rand_augment=rand-m9-mstd0.5-inc1",
-    "--model.recipe.augmentation.erasing=0.25",
-]
 CEIT = ["--model.name=mpvg_ceit_tiny_patch16_224", "--model.arguments={embed_dim: 48, depth: 2, num_heads: 3}"]
 RUN = "import sys; from mpvg.cli import main; {}; sys.exit(main(sys.argv[1:]))"
 FIRST_PART_FOR_ALL = (
@@ -299,6 +290,12 @@ def test_unequal_parts_are_refused(images: Path, tmp_path: Path, capsys: pytest.
     assert "batch_size 7 over 2 processes leaves them unequal parts" in error
     assert "--data.batch_size 6 say" in error
     assert error.count("\n") == 1
+
+
+def test_a_sweep_is_for_one_process(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_of(images, tmp_path / "out", "--trainer.devices=2", "--trainer.strategy=ddp", "--lr=0.001,0.002")
+    assert main(words) == 2
+    assert "several rates are tried by one process each: name --trainer.devices 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 64, 65, 127])

@@ -27,6 +27,7 @@ from mpvg.data.augmentation import Augmentation
 from mpvg.data.sources import load_data
 from mpvg.train.build import model_arguments
 from mpvg.train.module import ImageClassification
+from mpvg.train.progress import Stopwatch
 from mpvg.train.recipe import Recipe, Schedule
 from mpvg.train.steps import LossWatch
 from test_data import save, tree
@@ -182,6 +183,25 @@ def test_a_run_that_was_stopped_ends_in_the_same_place(
     assert "max_epochs 4 there, 5 here" in capsys.readouterr().err
     assert fit(dataset, tmp_path / "stopped", *options[2:], "--trainer.max_epochs", "5", "--overwrite") == 0
     assert "Going on" not in capsys.readouterr().out
+
+
+def test_a_stopwatch_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 12.5])
+    monkeypatch.setattr("mpvg.train.progress.time.monotonic", lambda: next(now))
+    stopwatch = Stopwatch()
+    stopwatch.load_state_dict({"seconds": 100.0})
+    stopwatch.on_train_start(None, None)  # type: ignore[arg-type]
+    assert stopwatch.state_dict() == {"seconds": 102.5}
+
+
+def test_a_validation_is_told_once(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2", "--save_every=1"]
+    assert fit(dataset, tmp_path / "out", *options) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["validation" in line for line in lines] == [False, True, False]
+    assert torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["callbacks"]["Stopwatch"]["seconds"] > 0
+    assert fit(dataset, tmp_path / "zero", "--save_every=0") == 2
+    assert "--save_every 0: name a number of steps, 1 or more" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number(

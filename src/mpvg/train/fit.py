@@ -42,7 +42,6 @@ MAY_CHANGE = (  # what changes them by rounding at most, or by what several proc
     "save_every", "data.workers", "model.compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
 )  # fmt: skip
-
 _OF_STREAMS = ("data.workers", "trainer.devices", "trainer.num_nodes")  # by which the order of their images goes
 
 _FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
