@@ -138,3 +138,4 @@ SWIN = Family(
     },
 )
 FAMILIES = (VIT, VIT_LITE, T2T, CEIT, SWIN)
+ADAPTERS = tuple(f"mpvg_vit_adapter_{size}_patch16" for size in ("tiny", "small", "base"))  # backbones of maps

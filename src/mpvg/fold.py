@@ -90,7 +90,8 @@ def fold(model: Model, img_size: Any = None) -> Model:
     intermediates, which are read as tokens, keep it as a table.
 
     Args:
-        model: A model of this library, or one wrapped by features_only=True. A folded one is returned as it is.
+        model: A model of this library, or one that holds it (features_only=True, ViT-Adapter, a detector). A folded one
+            is returned as it is.
         img_size: Image size in pixels, int or (H, W), to resize positions to; None for the size the model is built for.
 
     Returns:
@@ -102,22 +103,13 @@ def fold(model: Model, img_size: Any = None) -> Model:
     Source:
         Not in the papers: it follows from MPVG's equations, because the position path never sees the image.
     """
-    folded: Any
-    inner: Any = getattr(model, "model", None)  # in timm's features_only
-    for folded in (model, inner):
-        if isinstance(folded, Folded):
-            if img_size is not None and to_2tuple(img_size) != folded.patch_embed.img_size:
-                folded.set_input_size(img_size)  # which says why not
-            return model
-    if isinstance(inner, Layerwise):
-        wrapper: Any = copy.deepcopy(model).eval()
-        wrapper.model = fold(wrapper.model, img_size)
-        return wrapper
+    folded: Any = model
+    if isinstance(model, Folded):
+        if img_size is not None and to_2tuple(img_size) != folded.patch_embed.img_size:
+            folded.set_input_size(img_size)  # which says why not
+        return model
     if not isinstance(model, Layerwise):
-        raise ValueError(
-            f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
-            "Models whose only positions are relative or rotary are out of scope."
-        )
+        return _fold_inside(model, img_size)
     folded = copy.deepcopy(model)
     if img_size is not None:
         folded.set_input_size(img_size=img_size)
@@ -139,6 +131,24 @@ def fold(model: Model, img_size: Any = None) -> Model:
     cls: Any = type(model)
     folded.__class__ = _folded_class(cls)
     return folded.eval()
+
+
+def _fold_inside(model: Any, img_size: Any) -> Any:
+    """Fold the models of ours within another: in timm's features_only, the trunk of ViT-Adapter, a detector."""
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, Layerwise)}
+    if not parts:
+        raise ValueError(
+            f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
+            "Models whose only positions are relative or rotary are out of scope."
+        )
+    whole = model if all(isinstance(part, Folded) for part in parts.values()) else copy.deepcopy(model).eval()
+    for name in parts:
+        holder, _, own = name.rpartition(".")
+        parent = whole.get_submodule(holder)
+        pads = img_size is not None and hasattr(parent, "padded")
+        size = parent.padded(to_2tuple(img_size)) if pads else img_size
+        setattr(parent, own, fold(getattr(parent, own), size))
+    return whole
 
 
 @functools.cache

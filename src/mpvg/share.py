@@ -189,6 +189,10 @@ def _check(model: Any, classes: Sequence[str] | None) -> None:
     name = type(model).__name__
     if isinstance(model, Folded):
         raise UserError(f"{name} is folded: save the model that it was folded from, or export this one (mpvg export).")
+    if isinstance(getattr(model, "trunk", None), Layerwise):
+        raise UserError(
+            f"{name} is a backbone, and mpvg.save shares classifiers: keep its state_dict() as safetensors."
+        )
     if not isinstance(model, Layerwise):
         raise UserError(f"{name} is not a model of mpvg: convert it first (mpvg.convert).")
     given: Any = model

@@ -52,7 +52,12 @@ def sincos2d(grid_size: tuple[int, int], width: int) -> Tensor:
 @torch.fx.wrap
 @register_notrace_function
 def resize_table(
-    table: Tensor, kind: str, new_size: tuple[int, int], old_size: tuple[int, int], class_row: bool
+    table: Tensor,
+    kind: str,
+    new_size: tuple[int, int],
+    old_size: tuple[int, int],
+    class_row: bool,
+    antialias: bool = True,
 ) -> Tensor:
     """Return a position table for another grid: a learned one resampled, a sinusoid generated anew.
 
@@ -62,12 +67,15 @@ def resize_table(
         new_size: Grid (H, W) wanted.
         old_size: Grid (H, W) of the table.
         class_row: Whether the first row is the class token's.
+        antialias: Whether resampling is timm's, or PyTorch's without it, as ViT-Adapter's official code has it; their
+            bicubic kernels differ for larger tables too.
 
     Returns:
         Table (1, [1 +] H'*W', D) in the table's dtype.
     """
     if kind == "learn":
-        return resample_abs_pos_embed(table, new_size, old_size, num_prefix_tokens=1 if class_row else 0)
+        prefix = 1 if class_row else 0
+        return resample_abs_pos_embed(table, new_size, old_size, num_prefix_tokens=prefix, antialias=antialias)
     if new_size == old_size:
         return table
     return make_sinusoid(kind, new_size, table.shape[2], class_row).to(table)

@@ -163,7 +163,7 @@ def hash_of_weights(pretrained: str | Path | bool) -> str | None:
     Args:
         pretrained: As `mpvg.create_model` takes it.
     """
-    if isinstance(pretrained, bool):
+    if isinstance(pretrained, bool) or not Path(pretrained).expanduser().exists():  # timm's name of some
         return None
     return hashlib.sha256(find_weights(Path(pretrained).expanduser()).read_bytes()).hexdigest()[:16]
 

@@ -15,6 +15,7 @@ from mpvg.commands.options import check_writable, positive, split_schemes
 from mpvg.cost.count import as_row, costs
 from mpvg.errors import UserError
 from mpvg.files import as_csv, write_atomically
+from mpvg.models.architectures import own_classifiers
 from mpvg.scheme import SCHEMES
 from mpvg.train.build import check_build, check_registered, check_scheme
 
@@ -105,7 +106,7 @@ def _schemes(text: str | None) -> list[str]:
 
 def _check_size(named: Sequence[str], img_size: int | None) -> list[str]:
     """Return the models that take images of this size: all that were named, or of all those that can."""
-    registered = timm.list_models("mpvg_*")
+    registered = own_classifiers()
     if img_size is None:
         return list(named) or registered
     fitting, refusals = [], []

@@ -4,4 +4,5 @@ from mpvg.models import mpvg_ceit as mpvg_ceit
 from mpvg.models import mpvg_swin as mpvg_swin
 from mpvg.models import mpvg_t2t as mpvg_t2t
 from mpvg.models import mpvg_vit as mpvg_vit
+from mpvg.models import mpvg_vit_adapter as mpvg_vit_adapter
 from mpvg.models import mpvg_vit_lite as mpvg_vit_lite

@@ -15,9 +15,14 @@ def timm_architectures() -> list[str]:
     return sorted({name for module in MODULES for name in timm.list_models(module=module)})
 
 
+def own_classifiers() -> list[str]:
+    """Return the names of this library's models that have a classifier."""
+    return [name for name in timm.list_models("mpvg_*") if not name.startswith("mpvg_vit_adapter_")]
+
+
 def all_architectures() -> list[str]:
-    """Return the names of timm's architectures that can be converted, and of ours."""
-    return [*timm_architectures(), *timm.list_models("mpvg_*")]
+    """Return the names of timm's architectures that can be converted, and of ours that have a classifier."""
+    return [*timm_architectures(), *own_classifiers()]
 
 
 def nearest_architecture(weights: Mapping[str, Any]) -> tuple[str | None, int]:

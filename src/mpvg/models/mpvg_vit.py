@@ -91,6 +91,7 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
             pos_embed: Kind of table.
             gated: Whether each block's position starts behind a gate that is shut.
         """
+        self.resamples_like_timm = True  # learned tables, with antialiasing
         self.backbone_stride = getattr(self.patch_embed, "feature_ratio", (1, 1))  # of hybrids: patches of its map
         plan = scheme.plan(len(self.blocks))
         check_table(scheme, plan, pos_embed, self.embed_dim)
@@ -148,7 +149,10 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         """Return pos_0 (1, [1 +] H*W, D) for a grid; None for the grid of the table."""
         if self.pos_embed is None or grid_size is None:
             return self.pos_embed
-        return resize_table(self.pos_embed, self.pos_kind, grid_size, self.patch_embed.grid_size, self.has_class_row)
+        size = self.patch_embed.grid_size
+        return resize_table(
+            self.pos_embed, self.pos_kind, grid_size, size, self.has_class_row, self.resamples_like_timm
+        )
 
     def position_parts(self) -> list[Any]:
         """Return what positions depend on, the grid of the table with it."""
@@ -349,7 +353,8 @@ class LayerwiseVisionTransformer(Layerwise, VisionTransformer):
         super().set_input_size(img_size, patch_size or self.patch_embed.patch_size)  # timm records what it is given
         note_arguments(self, {"patch_size": self.patch_embed.patch_size})
         if table is not None:
-            resized = resize_table(table, self.pos_kind, self.patch_embed.grid_size, old_size, self.has_class_row)
+            new_size, like_timm = self.patch_embed.grid_size, self.resamples_like_timm
+            resized = resize_table(table, self.pos_kind, new_size, old_size, self.has_class_row, like_timm)
             table = nn.Parameter(resized.detach(), requires_grad=table.requires_grad)
         self.pos_embed = table
 

@@ -42,14 +42,21 @@ OFFICIAL_NAMES: Final = {  # by a name's beginning that only this family's offic
     ),
     "absolute_pos_embed": ((r"^absolute_pos_embed$", "pos_embed"),),  # the rest of Swin's timm knows
     "blocks.0.pe_norm.": ((r"\.pe_norm\.", ".norm_pos."),),  # LaPE's DeiT
+    "spm.": (  # ViT-Adapter's
+        (r"^(pos_embed$|patch_embed\.|blocks\.)", r"trunk.\1"),
+        (r"^spm\.", "spatial_prior."),
+        (r"\.dwconv\.dwconv\.", ".conv."),
+        (r"\.gamma([12])$", r".ls\1.gamma"),
+    ),
 }
 
 
 def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     """Load a state dict of an architecture's official code, as that code wrote it.
 
-    Known are DeiT, Swin (ape=True), CeiT, T2T-ViT, Compact Transformers' ViT-Lite and LaPE's DeiT. A class token that
-    the model's scheme lacks is dropped with its row; position norms that the official model lacks keep their values.
+    Known are DeiT, Swin (ape=True), CeiT, T2T-ViT, Compact Transformers' ViT-Lite, LaPE's DeiT and ViT-Adapter. A class
+    token that the model's scheme lacks is dropped with its row; position norms that the official model lacks keep their
+    values.
 
     Args:
         model: A model of this library, changed in place.
@@ -61,7 +68,7 @@ def load_official(model: Model, state_dict: Mapping[str, Any]) -> Model:
     Raises:
         ValueError: The model is not one of this library's, or the weights are another architecture's.
     """
-    if not isinstance(model, Layerwise):
+    if not isinstance(getattr(model, "trunk", model), Layerwise):  # ViT-Adapter has one
         raise ValueError(
             f"load_official fills models of mpvg, got {type(model).__name__}: create an 'mpvg_*' one. "
             "Models whose only positions are relative or rotary are out of scope."
@@ -256,12 +263,13 @@ def filter_checkpoint(
     Raises:
         ValueError: The table has a number of rows that no known grid explains.
     """
-    state_dict = next((state_dict[name] for name in WRAPPERS if isinstance(state_dict.get(name), Mapping)), state_dict)
-    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    for beginning, names in OFFICIAL_NAMES.items():
-        if any(name.startswith(beginning) for name in weights):
-            for pattern, ours in names:
-                weights = {re.sub(pattern, ours, name): value for name, value in weights.items()}
+    weights = _by_our_names(state_dict)
+    trunk = getattr(model, "trunk", None)
+    if trunk is not None:
+        of_trunk = {name: weights.pop(name) for name in list(weights) if name.startswith("trunk.")}
+        plain = {name.removeprefix("trunk."): value for name, value in of_trunk.items()}
+        plain = filter_checkpoint(plain, trunk, is_official=is_official, image_size=image_size)
+        return {**{f"trunk.{name}": value for name, value in plain.items()}, **weights}
     table = weights.pop("pos_embed", None)
     kernel = "patch_embed.proj.weight"  # timm's filters look for the model's own, which a family with a stem has not
     foreign = (
@@ -285,6 +293,20 @@ def filter_checkpoint(
         table = _drop_register_rows(table, has_class_token, weights, model)
         rows = _fit_table(table, has_class_token, model, is_official, source_grid)
         weights["pos_embed"] = rows.unflatten(1, model.patch_embed.grid_size) if model.pos_embed.ndim == 4 else rows
+    return weights
+
+
+def _by_our_names(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return weights by our names for what official code has other ones for, without what wrappers put around them."""
+    state_dict = next((state_dict[name] for name in WRAPPERS if isinstance(state_dict.get(name), Mapping)), state_dict)
+    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    for beginning, names in OFFICIAL_NAMES.items():
+        if any(name.startswith(beginning) for name in weights):
+            for pattern, ours in names:
+                weights = {re.sub(pattern, ours, name): value for name, value in weights.items()}
+            table = weights.get("trunk.pos_embed")
+            if table is not None and isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1:
+                weights["trunk.pos_embed"] = table[:, 1:]  # it has a row for a class token that is not there
     return weights
 
 

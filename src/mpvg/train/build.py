@@ -11,6 +11,7 @@ import timm
 
 from mpvg.create import build
 from mpvg.errors import UserError, nearest
+from mpvg.models.architectures import own_classifiers
 from mpvg.scheme import PositionScheme
 from mpvg.train.freezing import freeze
 
@@ -18,7 +19,7 @@ MOST_TOKENS = 4096  # that attend to each other: the work is quadratic in them
 
 
 def check_registered(model: str) -> str:
-    """Return the name of a model that this library registers.
+    """Return the name of a model that this library registers, with a classifier.
 
     Args:
         model: What the user gave.
@@ -26,7 +27,7 @@ def check_registered(model: str) -> str:
     Raises:
         UserError: There is no such model.
     """
-    known = timm.list_models("mpvg_*")
+    known = own_classifiers()
     if model not in known:
         raise UserError(f"model {model!r} is unknown{nearest(model, known)}: use one of {', '.join(known)}.")
     return model
