@@ -106,7 +106,7 @@ def read_header(path: Path) -> Header:
     Raises:
         BadImageError: It is no image, or one that cannot be used.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.format == "TIFF":
             image.load()  # before, versions of Pillow differ in whether the size is that of the upright image
         width, height = image.size
@@ -130,16 +130,17 @@ def read_image(path: Path, *, size: Size | None, channels: int) -> npt.NDArray[n
         UserError: The number of channels is neither 1 nor 3.
     """
     _check_channels(channels)
-    with _opened(path) as image:
+    with opened(path) as image:
         return _pixels(image, size, channels)
 
 
-def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
-    """Return an image as a Pillow image, decoded, upright and RGB, of its first frame.
+def read_picture(path: Path, content: bytes | None = None, *, upright: bool = True) -> Image.Image:
+    """Return an image as a Pillow image, decoded and RGB, of its first frame.
 
     Args:
         path: The file; what to call it in errors where its bytes are given.
         content: The bytes of an image that is no file of its own.
+        upright: Turn it as its EXIF data say.
 
     Returns:
         The image, of the pixels that `read_image` returns.
@@ -147,8 +148,8 @@ def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
     Raises:
         BadImageError: It cannot be read or decoded, or its pixels are floating-point.
     """
-    with _opened(path, content) as image:
-        return _upright(image, 3)
+    with opened(path, content) as image:
+        return _in_colours(image, 3, upright=upright)
 
 
 def to_pixels(image: Image.Image | npt.NDArray[np.uint8], *, size: Size | None, channels: int) -> npt.NDArray[np.uint8]:
@@ -206,7 +207,8 @@ def error_in_words(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image file, not yet decoded; what is raised while it is open becomes a BadImageError."""
     try:
         # A path would let Pillow map the file, which scrambles uncompressed TIFFs that lie on their side (Pillow 13).
         with path.open("rb") if content is None else BytesIO(content) as file, Image.open(file) as image:
@@ -235,17 +237,17 @@ def _from_array(image: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _pixels(picture: Image.Image, size: Size | None, channels: int) -> npt.NDArray[np.uint8]:
-    picture = _upright(picture, channels)
+    picture = _in_colours(picture, channels, upright=True)
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(picture).reshape(picture.height, picture.width, channels)
 
 
-def _upright(picture: Image.Image, channels: int) -> Image.Image:
-    """Decode an image, turn it upright, and make it grey (1 channel) or RGB (3)."""
+def _in_colours(picture: Image.Image, channels: int, *, upright: bool) -> Image.Image:
+    """Decode an image, turn it upright if asked to, and make it grey (1 channel) or RGB (3)."""
     _check_depth(picture)
     picture.load()  # all of it, so that a truncated file is noticed, and EXIF data behind the pixels found
-    if _orientation(picture) != 1:
+    if upright and _orientation(picture) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would cut off at 255
         picture = Image.fromarray(np.round(np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8))

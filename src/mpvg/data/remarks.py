@@ -11,8 +11,8 @@ IMBALANCED_ABOVE = 1.5  # training images of the largest class by those of the s
 
 
 def remarks(data: ImageData | LargeData) -> list[str]:
-    """Say that classes are imbalanced and that images were left out, where it is so."""
-    found = []
+    """Say that classes are imbalanced and that images or objects were left out, where it is so."""
+    found = list(data.remarks) if isinstance(data, LargeData) else []
     if isinstance(data, ImageData) and data.imbalance > IMBALANCED_ABOVE:
         most = int(np.argmax(data.class_counts))
         share = (data.test.labels == most).mean()

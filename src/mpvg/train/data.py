@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from mpvg.data.augmentation import Augmentation
+from mpvg.data.batch import Batch
 from mpvg.data.images import Size
 from mpvg.data.large import EvalLoader, LargeData, LargeSplit, TrainLoader, large_from_memory, open_large
 from mpvg.data.large.order import epoch_draws
@@ -16,6 +17,7 @@ from mpvg.data.preprocessing import Preprocessing, eval_batch_size
 from mpvg.data.sources import ImageData, Split, absolute_source, layout_of, load_data, split_validation, validation_rows
 from mpvg.errors import UserError, nearest
 from mpvg.train.memory import EvalBatches, TrainBatches
+from mpvg.train.processes import check_one_each
 from mpvg.train.workers import WorkerBatches
 
 _NO_AUGMENTATION = Augmentation(shift=0.0)
@@ -177,22 +179,6 @@ class ImageDataModule(lightning.LightningDataModule):
         draws = epoch_draws(len(self.train), self.augmentation.repeats)
         return draws // (self.images_a_step * self.accumulated)
 
-    def check_processes(self, count: int) -> None:
-        """Check that processes can share each batch equally, or the mean of their losses would not be that of it.
-
-        Args:
-            count: How many train together.
-
-        Raises:
-            UserError: They cannot.
-        """
-        if self.images_a_step % count:
-            fewer = self.images_a_step // count * count
-            raise UserError(
-                f"batch_size {self.images_a_step} over {count} processes leaves them unequal parts: name a multiple of "
-                f"{count}, --data.batch_size {fewer or count} say."
-            )
-
     def preprocessing(self, expected: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocessing:
         """Return what images go through before the model.
 
@@ -211,7 +197,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """Return what a checkpoint's card keeps of the data."""
         return {"source": absolute_source(self.source), **{name: getattr(self, name) for name in _OF_CARD}}
 
-    def train_dataloader(self) -> TrainBatches | WorkerBatches:
+    def train_dataloader(self) -> TrainBatches | WorkerBatches[Batch]:
         trainer: Any = self.trainer
         shared: dict[str, Any] = {
             "augmentation": self.augmentation,
@@ -234,11 +220,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def _evaluated(self, split: Split | LargeSplit) -> EvalBatches | EvalLoader:
         assert self.trainer is not None
-        if len(split) < self.trainer.world_size:
-            raise UserError(
-                f"{len(split)} images to evaluate for {self.trainer.world_size} processes: take fewer, "
-                f"--trainer.devices {len(split)} say."
-            )
+        check_one_each(len(split), self.trainer.world_size)
         if isinstance(split, Split):
             return EvalBatches(split, self.trainer)
         loader = EvalLoader(

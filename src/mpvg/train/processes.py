@@ -51,6 +51,32 @@ def wait_for_all(trainer: Any) -> None:
         trainer.strategy.barrier()
 
 
+def check_equal_parts(images_a_step: int, processes: int) -> None:
+    """Check that processes can share each batch equally, or the mean of their losses would not be that of it.
+
+    Args:
+        images_a_step: Of all of them.
+        processes: How many train together.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if images_a_step % processes:
+        fewer = images_a_step // processes * processes
+        raise UserError(
+            f"batch_size {images_a_step} over {processes} processes leaves them unequal parts: name a multiple of "
+            f"{processes}, --data.batch_size {fewer or processes} say."
+        )
+
+
+def check_one_each(images: int, processes: int) -> None:
+    """Check that each process has an image to evaluate; UserError otherwise."""
+    if images < processes:
+        raise UserError(
+            f"{images} images to evaluate for {processes} processes: take fewer, --trainer.devices {images} say."
+        )
+
+
 def check_together(trainer: Any, *, step: int, images: int) -> None:
     """Check that all processes go on from the same step with the same images.
 

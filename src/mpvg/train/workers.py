@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic
 
-from mpvg.data.batch import Batch
-from mpvg.data.large import TrainLoader
+from mpvg.data.large.loaders import EpochLoader
+from mpvg.data.large.workers import AnyBatch
 from mpvg.train.memory import place, whole_steps
 
 
-class WorkerBatches:
+class WorkerBatches(Generic[AnyBatch]):
     """The batches of the trainer's current epoch, from where it stands.
 
     Args:
@@ -19,12 +19,12 @@ class WorkerBatches:
         batch_size: Images a step, over all devices.
     """
 
-    def __init__(self, loader: TrainLoader, trainer: Any, *, batch_size: int) -> None:
+    def __init__(self, loader: EpochLoader[AnyBatch], trainer: Any, *, batch_size: int) -> None:
         self.loader, self.trainer, self.batch_size = loader, trainer, batch_size
 
     def __len__(self) -> int:
         return whole_steps(self.loader.epoch_batches, self.trainer)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         self.loader.set_epoch(*place(self.trainer))
         yield from self.loader

@@ -5,15 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpvg.data.augmentation import Augmentation
+from mpvg.data.batch import Batch
 from mpvg.data.images import Size
 from mpvg.data.large.asked import EvalDraws, TrainDraws
 from mpvg.data.large.split import LargeSplit
 from mpvg.data.large.transforms import eval_transform, train_transform
-from mpvg.data.large.workers import AskedImages, Loader, check_processes
+from mpvg.data.large.workers import AnyBatch, AskedBatches, AskedImages, Loader, check_processes
 
 
-class TrainLoader(Loader):
+class EpochLoader(Loader[AnyBatch]):
     """Batches of an epoch, from any batch on; made once for a training, and told the epoch before each iteration.
+
+    Args:
+        images: What reads and augments them.
+        draws: What it is asked for.
+        workers: Processes that read for this one; 0 reads in it.
+        pin_memory: Put batches where a GPU can fetch them from.
+    """
+
+    def __init__(self, images: AskedBatches, draws: TrainDraws, *, workers: int, pin_memory: bool) -> None:
+        super().__init__(images, draws, workers=workers, pin_memory=pin_memory)
+        self._draws = draws
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of a whole epoch, as many for each rank."""
+        return self._draws.batches
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Say which epoch the next iteration yields, and from which of its batches on; none before is read.
+
+        Args:
+            epoch: Number of the epoch from 0.
+            first_batch: Number of the batch from 0; the number of batches yields nothing.
+
+        Raises:
+            UserError: There is no such batch.
+        """
+        self._draws.set_epoch(epoch, first_batch)
+
+
+class TrainLoader(EpochLoader[Batch]):
+    """Labelled images of an epoch, from any batch on.
 
     Iterating yields a `Batch` of batch_size / world_size images: places of batch b begin at b * batch_size, and rank r
     has every world_size-th from r on. The last incomplete batch is left out. With a split that is streamed, order
@@ -52,7 +85,7 @@ class TrainLoader(Loader):
     ) -> None:
         transform = train_transform(augmentation, size, mean=mean)
         check_processes(workers, rank, world_size)
-        self._draws = TrainDraws(
+        draws = TrainDraws(
             split,
             repeats=augmentation.repeats,
             batch_size=batch_size,
@@ -62,27 +95,10 @@ class TrainLoader(Loader):
             workers=workers,
         )
         images = AskedImages(split, transform, seed=seed, size=size, replace=True)
-        super().__init__(images, self._draws, workers=workers, pin_memory=pin_memory)
-
-    @property
-    def epoch_batches(self) -> int:
-        """Batches of a whole epoch, as many for each rank."""
-        return self._draws.batches
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Say which epoch the next iteration yields, and from which of its batches on; none before is read.
-
-        Args:
-            epoch: Number of the epoch from 0.
-            first_batch: Number of the batch from 0; the number of batches yields nothing.
-
-        Raises:
-            UserError: There is no such batch.
-        """
-        self._draws.set_epoch(epoch, first_batch)
+        super().__init__(images, draws, workers=workers, pin_memory=pin_memory)
 
 
-class EvalLoader(Loader):
+class EvalLoader(Loader[Batch]):
     """Every image once over all ranks, in the order in which they lie; each rank has a part that follows another's.
 
     Iterating yields a `Batch`, whose positions are the numbers of the images; the last may be smaller. Ranks have as

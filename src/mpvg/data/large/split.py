@@ -72,6 +72,7 @@ class LargeData:
         train: The training split.
         val: The validation split; None where the source has none.
         test: The split that accuracy is reported on.
+        remarks: What must be known of the set before its results are read, in sentences.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LargeData:
     train: LargeSplit
     val: LargeSplit | None
     test: LargeSplit
+    remarks: tuple[str, ...] = ()
     _hash: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def fingerprint(self) -> str:
@@ -99,4 +101,5 @@ class LargeData:
     def skipped(self) -> tuple[str, ...]:
         """ "where: reason" of each image that could not be read and was passed over until now."""
         splits = [split for split in (self.train, self.val, self.test) if split is not None]
-        return tuple(f"{where}: {reason}" for split in splits for where, reason in sorted(split.skipped.items()))
+        found = {where: reason for split in splits for where, reason in sorted(split.skipped.items())}
+        return tuple(f"{where}: {reason}" for where, reason in found.items())  # once, where splits share an image

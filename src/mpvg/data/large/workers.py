@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mpvg.data.batch import Batch
@@ -18,6 +18,9 @@ from mpvg.data.images import BadImageError, Size
 from mpvg.data.large.split import LargeSplit, Rows
 from mpvg.data.large.transforms import Transform, drawing
 from mpvg.errors import UserError
+
+AnyBatch = TypeVar("AnyBatch")
+Found = TypeVar("Found")
 
 
 class Draws(NamedTuple):
@@ -28,48 +31,39 @@ class Draws(NamedTuple):
     indices: Rows
 
 
-class _Done(NamedTuple):
-    """What a worker returns: a batch, and the images that it passed over."""
+class Done(NamedTuple):
+    """What a worker returns: a batch, None where none of its images could be read, and the images passed over."""
 
-    batch: Batch
+    batch: Any
     skipped: list[tuple[str, str]]
 
 
-class AskedImages(Dataset[_Done | UserError]):
-    """Reads and transforms a batch at once, in the order in which its images lie; it holds no state between two."""
+class AskedBatches(Dataset[Done | UserError], ABC):
+    """Reads a batch at once; it holds no state between two."""
 
-    def __init__(self, split: LargeSplit, transform: Transform, *, seed: int, size: Size, replace: bool) -> None:
-        self.split, self.transform, self.seed, self.size, self.replace = split, transform, seed, size, replace
+    def __init__(self, split: LargeSplit, *, seed: int, replace: bool) -> None:
+        self.split, self.seed, self.replace = split, seed, replace
 
-    def __getitem__(self, draws: Draws) -> _Done | UserError:
-        pixels = torch.empty((len(draws.indices), 3, *self.size), dtype=torch.uint8)
-        labels = torch.full((len(draws.indices),), -1)
+    def __getitem__(self, draws: Draws) -> Done | UserError:
         skipped: list[tuple[str, str]] = []
         try:
-            with drawing() as draw:
-                found, read = None, -1
-                for row in np.argsort(draws.indices, kind="stable").tolist():
-                    if draws.indices[row] != read:  # repeats of an image are read once
-                        read = int(draws.indices[row])
-                        found = self._read(read, skipped)
-                    if found is not None:
-                        draw(self.seed, draws.epoch, int(draws.positions[row]))
-                        pixels[row] = self.transform(found[1])
-                        labels[row] = self.split.label(found[0])
+            return Done(self.batch(draws, skipped), skipped)
         except UserError as error:  # returned, for what a worker raises is shown with a traceback
             return error
         except OSError as error:  # of a shard
             return UserError(f"{error.filename} cannot be read ({error.strerror}): put it back as it was.")
-        kept = labels >= 0
-        positions = torch.from_numpy(draws.positions)
-        batch = (pixels, labels, positions) if kept.all() else (pixels[kept], labels[kept], positions[kept])
-        return _Done(Batch(*batch), skipped)
 
-    def _read(self, index: int, skipped: list[tuple[str, str]]) -> tuple[int, Image.Image] | None:
-        """Return an image and its index; for one that is bad, those of the image that lies behind it, or None."""
+    @abstractmethod
+    def batch(self, draws: Draws, skipped: list[tuple[str, str]]) -> Any:
+        """Return the batch, or None where it is empty, and add to `skipped` what could not be read."""
+
+    def readable(
+        self, index: int, read: Callable[[int], Found], skipped: list[tuple[str, str]]
+    ) -> tuple[int, Found] | None:
+        """Return an image's index and what is read of it; of one that is bad, the next that is not, or None."""
         for _ in range(len(self.split)):
             try:
-                return index, self.split.read(index)
+                return index, read(index)
             except BadImageError as error:
                 if not self.split.skip_bad_images:
                     raise error.with_option() from error
@@ -82,6 +76,33 @@ class AskedImages(Dataset[_Done | UserError]):
         )
 
 
+class AskedImages(AskedBatches):
+    """Reads and transforms a batch of labelled images, in the order in which they lie."""
+
+    def __init__(self, split: LargeSplit, transform: Transform, *, seed: int, size: Size, replace: bool) -> None:
+        super().__init__(split, seed=seed, replace=replace)
+        self.transform, self.size = transform, size
+
+    def batch(self, draws: Draws, skipped: list[tuple[str, str]]) -> Batch | None:
+        pixels = torch.empty((len(draws.indices), 3, *self.size), dtype=torch.uint8)
+        labels = torch.full((len(draws.indices),), -1)
+        with drawing() as draw:
+            found, read = None, -1
+            for row in np.argsort(draws.indices, kind="stable").tolist():
+                if draws.indices[row] != read:  # repeats of an image are read once
+                    read = int(draws.indices[row])
+                    found = self.readable(read, self.split.read, skipped)
+                if found is not None:
+                    draw(self.seed, draws.epoch, int(draws.positions[row]))
+                    pixels[row] = self.transform(found[1])
+                    labels[row] = self.split.label(found[0])
+        kept = labels >= 0
+        positions = torch.from_numpy(draws.positions)
+        if kept.all():
+            return Batch(pixels, labels, positions)
+        return Batch(pixels[kept], labels[kept], positions[kept]) if kept.any() else None
+
+
 class Asked(Protocol):
     """What the workers are told in an iteration, as a sampler."""
 
@@ -90,15 +111,15 @@ class Asked(Protocol):
     def __len__(self) -> int: ...
 
 
-class Loader:
-    """What both loaders share: workers that are kept over epochs, and errors without a worker's traceback.
+class Loader(Generic[AnyBatch]):
+    """What all loaders share: workers that are kept over epochs, and errors without a worker's traceback.
 
     It does not know what it asks for, which would make a cycle: Python would end the workers late, and in seconds each.
     """
 
-    def __init__(self, images: AskedImages, asked: Asked, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, images: AskedBatches, asked: Asked, *, workers: int, pin_memory: bool) -> None:
         self.split, self.images, self._asked = images.split, images, asked
-        self._loader: DataLoader[_Done | UserError] | None = DataLoader(
+        self._loader: DataLoader[Done | UserError] | None = DataLoader(
             images,
             batch_size=None,
             sampler=asked,
@@ -114,14 +135,14 @@ class Loader:
         """Batches of this rank in the next iteration."""
         return len(self._asked)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         assert self._loader is not None, "it was closed"
         for done in self._loader:
             if isinstance(done, UserError):
                 self.close()  # at once: its traceback keeps what it was raised in
                 raise done
             self.split.skipped.update(done.skipped)
-            if len(done.batch.labels):
+            if done.batch is not None:
                 yield done.batch
 
     def close(self) -> None:
