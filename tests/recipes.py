@@ -16,6 +16,7 @@ from mpvg.data.augmentation import Augmentation
 from mpvg.train.recipe import Recipe, Schedule
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+COCO, ADE20K = "coco/mask_rcnn_vit_adapter_tiny_3x_ms", "ade20k/upernet_vit_adapter_tiny_160k"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 INCREASING = {
     "AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",

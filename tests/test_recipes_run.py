@@ -140,9 +140,7 @@ def test_several_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     fixed = ["fit", "--trainer.max_epochs", "2", "--out", "out"]
     assert main([*fixed, "--lr", "0.0001,0.01,1e30"]) == 0
     said = capsys.readouterr().out
-    rows = {
-        float(row["lr"]): row["val_accuracy"] for row in csv.DictReader(Path("out/lr.csv").read_text().splitlines())
-    }
+    rows = {float(row["lr"]): row["val_score"] for row in csv.DictReader(Path("out/lr.csv").read_text().splitlines())}
     assert set(rows) == {0.0001, 0.01, 1e30}
     assert rows[1e30] == ""
     assert float(rows[0.01]) > float(rows[0.0001])

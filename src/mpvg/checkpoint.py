@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from safetensors.torch import save
@@ -19,6 +19,12 @@ from mpvg.files import write_atomically
 from mpvg.fold import fold
 from mpvg.train.build import check_build, check_scheme, model_arguments
 from mpvg.weight_files import CARD, read_file, weights_of_fit
+
+if TYPE_CHECKING:  # it needs what only dense tasks need
+    from mpvg.dense.card import DenseCard
+
+CLASSIFICATION = "classification"
+AnyCard = Union["Card", "DenseCard"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Card:
         return fold(model) if self.folded else model
 
 
-def save_safetensors(path: Path, card: Card, model: torch.nn.Module) -> None:
+def save_safetensors(path: Path, card: AnyCard, model: torch.nn.Module) -> None:
     """Write a model's weights and card.
 
     Args:
@@ -122,7 +128,7 @@ def save_weights(path: Path, model: torch.nn.Module, metadata: Mapping[str, str]
     write_atomically(path, save(weights, dict(metadata)))
 
 
-def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> tuple[Card, dict[str, Tensor]]:
+def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> tuple[AnyCard, dict[str, Tensor]]:
     """Read a checkpoint of `mpvg fit`: a .ckpt or a .safetensors file; code in it is never run.
 
     Args:
@@ -136,18 +142,12 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> tuple[Card,
         UserError: The file is missing, damaged, holds code, or is no checkpoint of mpvg.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} is no file: name a .ckpt or .safetensors that mpvg fit wrote.")
-    content, texts = read_file(path)
+    found, content, is_ckpt = _read_card(path)
     try:
-        of_ckpt = content.get(CARD) if isinstance(content, Mapping) else None
-        found = json.loads(texts[CARD]) if CARD in texts else of_ckpt
-        card = Card.from_dict(found) if isinstance(found, Mapping) else None
+        card = card_from_dict(found)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a card that this version of mpvg cannot use ({error}).") from error
-    if card is None:
-        raise UserError(f"{path} has no card of mpvg: it is not a checkpoint that mpvg fit wrote.")
-    if CARD not in texts:
+        raise _unusable(path, error) from error
+    if is_ckpt:
         return card, weights_of_fit(content, ema=ema, what=str(path))
     if ema is not None and ema != card.ema:
         kept = "the moving average of its weights" if card.ema else "no moving average of its weights"
@@ -155,7 +155,61 @@ def read_checkpoint(path: str | Path, *, ema: bool | None = None) -> tuple[Card,
     return card, content
 
 
+def task_of(path: str | Path) -> str:
+    """Return what the model of a checkpoint was trained for.
+
+    Args:
+        path: A .ckpt or .safetensors file of `mpvg fit`.
+
+    Raises:
+        UserError: The file is missing, damaged, holds code, or is no checkpoint of mpvg.
+    """
+    return str(_read_card(Path(path).expanduser())[0].get("task", CLASSIFICATION))
+
+
+def card_from_dict(found: Mapping[str, Any]) -> AnyCard:
+    """Return the card of a classifier, a detector or a segmenter, after a way through JSON or not."""
+    if found.get("task", CLASSIFICATION) == CLASSIFICATION:
+        return Card.from_dict(found)
+    from mpvg.dense.card import DenseCard
+
+    return DenseCard.from_dict(found)
+
+
+def _read_card(path: Path) -> tuple[Mapping[str, Any], Any, bool]:
+    """Return a file's card, all else in it, and whether it is a .ckpt of Lightning."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is no file: name a .ckpt or .safetensors that mpvg fit wrote.")
+    content, texts = read_file(path)
+    of_ckpt = content.get(CARD) if isinstance(content, Mapping) else None
+    try:
+        found = json.loads(texts[CARD]) if CARD in texts else of_ckpt
+    except ValueError as error:
+        raise _unusable(path, error) from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} has no card of mpvg: it is not a checkpoint that mpvg fit wrote.")
+    return found, content, CARD not in texts
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} has a card that this version of mpvg cannot use ({error}).")
+
+
 def load_model(path: str | Path, *, ema: bool | None = None) -> tuple[Card, Any]:
+    """Rebuild the classifier of a checkpoint, in eval mode; arguments are those of `load_any`.
+
+    Raises:
+        UserError: The checkpoint cannot be used, or is a detector's or a segmenter's.
+    """
+    card, model = load_any(path, ema=ema)
+    if not isinstance(card, Card):
+        raise UserError(
+            f"{path} is a checkpoint of {card.task}, and this is for classification: use mpvg test or mpvg predict."
+        )
+    return card, model
+
+
+def load_any(path: str | Path, *, ema: bool | None = None) -> tuple[AnyCard, Any]:
     """Rebuild a checkpoint's model, in eval mode.
 
     Args:

@@ -1,4 +1,4 @@
-"""`mpvg predict`: name or embed image files with a checkpoint, one line of JSON an image."""
+"""`mpvg predict`: what a checkpoint sees in image files, one line of JSON an image."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jsonargparse import ActionConfigFile
 
-from mpvg.commands.options import device
+from mpvg.checkpoint import CLASSIFICATION, task_of
+from mpvg.commands.options import device, need
 from mpvg.commands.yaml_options import Parser
 from mpvg.data.images import BadImageError, find_images
+from mpvg.errors import UserError
 from mpvg.predict import Classifier, load
 
 _AT_A_TIME = 64
 
 _DESCRIPTION = """Name images with a checkpoint of mpvg fit: a line of JSON an image, its five most probable classes.
+With a detector's checkpoint the line tells objects, and --out gets pictures and results.json in COCO's format; with a
+segmenter's it tells the classes' parts of the image, and --out gets pictures and masks.
 
 examples:
   mpvg predict --ckpt best.ckpt photo.png
   mpvg predict --ckpt best.safetensors photos/ --skip-bad-images > names.jsonl
-  mpvg predict --ckpt best.ckpt photos/ --features > embeddings.jsonl"""
+  mpvg predict --ckpt best.ckpt photos/ --features > embeddings.jsonl
+  mpvg predict --ckpt detector.ckpt street.jpg --out found"""
 
 
 def run(args: Sequence[str]) -> int:
@@ -36,24 +41,24 @@ def run(args: Sequence[str]) -> int:
     add("--ema", type=bool | None, help="true for the moving average of the weights (as the training evaluated)")
     add("--features", action="store_true", help="print embeddings instead of classes")
     add("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and say which")
+    add("--out", type=str, default="runs/predict", help="folder for pictures, results and masks of dense tasks")
+    add("--min-score", type=float, default=0.5, help="of the objects that are drawn and told; results.json has all")
     add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (cpu)")
     options = parser.parse_args(list(args))
 
     files = [file for path in options.images for file in find_images(Path(path).expanduser())]
-    classifier = load(options.ckpt, device=options.device, img_size=options.img_size, ema=options.ema)
+    shown = _names(options) if task_of(options.ckpt) == CLASSIFICATION else _dense(options, files)
     bad: list[BadImageError] = []
-    waiting: list[tuple[Path, Any]] = []
-    for file in files:
-        try:
-            waiting.append((file, classifier.read(file)))
-        except BadImageError as error:
-            bad.append(error)
-            if not options.skip_bad_images:
-                break
-        if len(waiting) == _AT_A_TIME:
-            _print(classifier, waiting, features=options.features)
-            waiting.clear()
-    _print(classifier, waiting, features=options.features)
+    try:
+        for index, file in enumerate(files):
+            try:
+                shown.take(index, file)
+            except BadImageError as error:
+                bad.append(error)
+                if not options.skip_bad_images:
+                    break
+    finally:
+        shown.finish()
     if bad and not options.skip_bad_images:
         raise bad[0].with_option()
     for image in bad:
@@ -61,6 +66,60 @@ def run(args: Sequence[str]) -> int:
     if bad:
         print(f"mpvg: {len(bad)} of {len(files)} images were left out as unreadable.", file=sys.stderr)
     return 0
+
+
+class _Shown(Protocol):
+    """Takes images one by one, and prints what is seen in them."""
+
+    def take(self, index: int, file: Path) -> None: ...
+    def finish(self) -> None: ...
+
+
+def _names(options: Any) -> _Shown:
+    classifier = load(options.ckpt, device=options.device, img_size=options.img_size, ema=options.ema)
+    return _Names(classifier, features=options.features)
+
+
+def _dense(options: Any, files: Sequence[Path]) -> _Shown:
+    need("predict of a dense task", ("pycocotools", "transformers"), extra="dense")
+    from mpvg.checkpoint import load_any
+    from mpvg.dense.predictor import create_predictor
+    from mpvg.dense.written import WrittenPredictions
+
+    for option, value in (("--img-size", options.img_size), ("--features", options.features or None)):
+        if value is not None:
+            raise UserError(f"{option} is for classification, and {options.ckpt} is for a dense task: leave it out.")
+    card, model = load_any(options.ckpt, ema=options.ema)
+    predictor = create_predictor(card, model, options.device)  # type: ignore[arg-type]  # no classifier's
+    out = Path(options.out).expanduser()
+    return _Found(WrittenPredictions(predictor, out, files, min_score=options.min_score))
+
+
+class _Names:
+    def __init__(self, classifier: Classifier, *, features: bool) -> None:
+        self.classifier, self.features = classifier, features
+        self._waiting: list[tuple[Path, Any]] = []
+
+    def take(self, index: int, file: Path) -> None:
+        self._waiting.append((file, self.classifier.read(file)))
+        if len(self._waiting) == _AT_A_TIME:
+            self.finish()
+
+    def finish(self) -> None:
+        _print(self.classifier, self._waiting, features=self.features)
+        self._waiting.clear()
+
+
+class _Found:
+    def __init__(self, written: Any) -> None:
+        self.written = written
+
+    def take(self, index: int, file: Path) -> None:
+        print(json.dumps(self.written.add(index, self.written.predictor.read(file))), flush=True)
+
+    def finish(self) -> None:
+        self.written.finish()
+        print(f"mpvg: pictures and results are in {self.written.out}.", file=sys.stderr)
 
 
 def _print(classifier: Classifier, images: Sequence[tuple[Path, Any]], *, features: bool) -> None:

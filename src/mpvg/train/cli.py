@@ -18,9 +18,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mpvg.commands.yaml_options import HelpFormatter, OneLineErrors
 from mpvg.errors import UserError
 from mpvg.train.checkpoints import WholeCheckpoints
-from mpvg.train.data import ImageDataModule
-from mpvg.train.module import ImageClassification
 from mpvg.train.sharded import ShardedStrategy
+from mpvg.train.tasks import TASKS, Task
 
 _AS_IN_COMPARE = {
     "--data": "--data.source",
@@ -41,6 +40,7 @@ class Cli(LightningCLI):
         self,
         args: Sequence[str],
         *,
+        task: Task,
         command: str,
         description: str,
         options: dict[str, dict[str, Any]],
@@ -48,11 +48,12 @@ class Cli(LightningCLI):
     ) -> None:
         words = (word.partition("=") for word in args)
         args = ["".join((_AS_IN_COMPARE.get(option, option), *value)) for option, *value in words]
+        self.task = task
         self.options = options
         self.adjust = adjust
         super().__init__(
-            ImageClassification,
-            ImageDataModule,
+            task.model,
+            task.data,
             args=args,
             run=False,
             parser_class=Parser,
@@ -69,11 +70,14 @@ class Cli(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        what_for = f"what to train for: {', '.join(TASKS)} ({self.task.name})"
+        parser.add_argument("--task", type=str, default=self.task.name, help=what_for)
         for name, option in self.options.items():
             parser.add_argument(name, **option)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # Lightning's own warns where sys.argv has words too
+        self.config.task = self.task.name
         self.adjust(self.config, parser.parse_args(args, defaults=False))
 
     def instantiate_trainer(self, **settings: Any) -> Any:

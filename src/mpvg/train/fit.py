@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from mpvg.checkpoint import load_model, save_safetensors
+from mpvg.checkpoint import CLASSIFICATION, load_any, save_safetensors
 from mpvg.commands.options import rates as rates_of
 from mpvg.console import say
 from mpvg.data.fingerprint import fingerprint
@@ -24,11 +24,12 @@ from mpvg.out import OutFolder, locked, source_name
 from mpvg.train.checkpoints import BEST, LAST, BestAndLast, to_go_on_from
 from mpvg.train.cli import Cli, quiet
 from mpvg.train.failing import with_what_was_kept
-from mpvg.train.module import ImageClassification
-from mpvg.train.processes import wait_for_all
+from mpvg.train.processes import check_equal_parts, wait_for_all
 from mpvg.train.progress import Stopwatch, TrainingProgress
 from mpvg.train.stopping import BetweenSteps, Signals, Stopped
 from mpvg.train.sweep import Fitted, sweep
+from mpvg.train.tasks import task_called, value_named
+from mpvg.train.training import Training
 from mpvg.weight_files import hash_of_weights
 
 _DEBUG_BATCH = 4
@@ -44,7 +45,8 @@ MAY_CHANGE = (  # what changes them by rounding at most, or by what several proc
 )  # fmt: skip
 _OF_STREAMS = ("data.workers", "trainer.devices", "trainer.num_nodes")  # by which the order of their images goes
 
-_FIT = """Train one model on labelled images; the same command goes on from where it was stopped.
+_FIT = """Train one model on labelled images, or with --task detection or segmentation on annotated ones; the same
+command goes on from where it was stopped.
 --data, --img-size, --val-fraction and --skip-bad-images stand for the options of --data.*, as in mpvg compare, --lr for
 --model.recipe.lr. Of several rates, --lr A,B, the validation split chooses one.
 
@@ -53,6 +55,7 @@ examples:
   mpvg fit --data my_images/ --img-size 32 --model.scheme lape --trainer.max_epochs 30
   mpvg fit --config recipes/cifar100/vit_lite_7_4.yaml --data cifar100/ --model.scheme lape
   mpvg fit --config my.yaml --lr 0.0005,0.001,0.002
+  mpvg fit --config recipes/coco/mask_rcnn_vit_adapter_tiny_3x_ms.yaml --data coco/ --model.pretrained best.ckpt
   mpvg fit --print_config > my.yaml"""
 
 
@@ -125,7 +128,8 @@ def _command_line(args: Sequence[str]) -> Any:
     def cut_short(config: Any, given: Any) -> None:
         _cut_short(config, on_own_images=bool(named))
 
-    cli = Cli(args, command="fit", description=_FIT, options=options, adjust=cut_short)
+    task = task_called(value_named("task", args) or CLASSIFICATION, command="fit")
+    cli = Cli(args, task=task, command="fit", description=_FIT, options=options, adjust=cut_short)
     epochs = cli.config.trainer.max_epochs
     if epochs is None or epochs < 1:
         raise UserError(f"--trainer.max_epochs {epochs}: name a number of epochs, 1 or more.")
@@ -170,7 +174,8 @@ def _cut_short(config: Any, *, on_own_images: bool) -> None:
         return
     if not on_own_images:
         config.data.source = "generated"
-    for option, value in {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}.items():
+    cut = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "check_val_every_n_epoch": 1}
+    for option, value in cut.items():
         config.trainer[option] = value
     config.data.batch_size = min(config.data.batch_size, _DEBUG_BATCH)
     config.out = f"{config.out}-debug" if config.out else "runs/debug"  # never over what was trained
@@ -183,14 +188,14 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals, *, chooses: 
     last = BestAndLast(filename="last", save_on_train_epoch_end=True, **checkpoints)
     best = None
     if not data.watches_test:
-        best = BestAndLast(filename="best", monitor="val/accuracy", mode="max", **checkpoints)
+        best = BestAndLast(filename="best", monitor=model.watched, mode="max", **checkpoints)
     between = BetweenSteps(out / LAST, every=cli.config.save_every, signals=signals)
     callbacks = [TrainingProgress(console), Stopwatch(), between, *([] if best is None else [best]), last]
     trainer = cli.trainer_for(out, callbacks)
     model.signals = signals
     if chooses and trainer.world_size > 1:
         raise UserError("--lr: several rates are tried by one process each: name --trainer.devices 1, or one rate.")
-    data.check_processes(trainer.world_size)
+    check_equal_parts(data.images_a_step, trainer.world_size)
     wait_for_all(trainer)
     say(console, f"{model.name} under {model.scheme} on {data.images.name}. {data.images.note}")
     watched = "of the test split to watch, by which no epoch is chosen" if data.watches_test else "to validate on"
@@ -210,29 +215,33 @@ def _train(cli: Any, out: Path, console: Console, signals: Signals, *, chooses: 
         data.teardown("fit")
     for remark in told_late(data.images):
         say(console, remark)
-    return Fitted(None, None) if _rank() else _finish(out, best, console)
+    return Fitted(None, None) if _rank() else _finish(out, best, console, score=cli.task.score)
 
 
-def _finish(out: Path, best: BestAndLast | None, console: Console) -> Fitted:
+def _finish(out: Path, best: BestAndLast | None, console: Console, *, score: str) -> Fitted:
     """Write the weights of the epoch that counts beside its checkpoint, and say where they are."""
     checkpoint = out / (LAST if best is None else BEST)
-    if not checkpoint.is_file() or (best is not None and best.best_model_score is None):
+    if not checkpoint.is_file() or (best is not None and not _is_measured(best.best_model_score)):
         say(console, "No epoch was validated and kept as the best.")
         return Fitted(None, None)
-    card, model = load_model(checkpoint)
+    card, model = load_any(checkpoint)
     weights = checkpoint.with_suffix(".safetensors")
     save_safetensors(weights, card, model)
-    score, accuracy = "The last epoch", None
+    told, reached = "The last epoch", None
     if best is not None and best.best_model_score is not None:
-        accuracy = float(best.best_model_score)
-        score = f"Best validation accuracy {100 * accuracy:.2f} %"
+        reached = float(best.best_model_score)
+        told = f"Best validation {score} {100 * reached:.2f} %"
     of_average = ", of the moving average of weights" if card.ema else ""
-    say(console, f"{score}{of_average}, in {checkpoint} and {weights}.")
+    say(console, f"{told}{of_average}, in {checkpoint} and {weights}.")
     say(console, f"Next: mpvg test --ckpt {checkpoint}, or mpvg predict --ckpt {checkpoint} IMAGE ...")
-    return Fitted(checkpoint, accuracy)
+    return Fitted(checkpoint, reached)
 
 
-def _start(model: ImageClassification) -> list[str]:
+def _is_measured(score: Any) -> bool:
+    return score is not None and 0 <= float(score) < float("inf")
+
+
+def _start(model: Training) -> list[str]:
     """Say which weights a training starts from, and what of them could not be taken over."""
     if not model.pretrained:
         return []
@@ -248,12 +257,14 @@ def _configuration(cli: Any) -> dict[str, Any]:
     if not data.streaming:
         del of_data["workers"]  # of which nothing depends
     return {
+        "task": cli.task.name,
         "model": model.name,
         "scheme": model.scheme,
         "arguments": model.arguments,
         "pretrained": model.pretrained,
         "pretrained_hash": hash_of_weights(model.pretrained),
         "preserve": model.preserve,
+        **model.settings(),
         **model.recipe.as_dict(),
         "data": of_data.pop("source"),
         **of_data,

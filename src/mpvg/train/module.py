@@ -1,10 +1,9 @@
-"""Training on Lightning: the recipe's pieces, and a card in every checkpoint."""
+"""Image classification on Lightning: the recipe's pieces, and a card in every checkpoint."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -14,23 +13,18 @@ from torchmetrics.classification import MulticlassAccuracy
 from mpvg.checkpoint import Card
 from mpvg.create import check_name, starting_point
 from mpvg.data.batch import Batch
-from mpvg.errors import NonFiniteLossError, UserError, nearest
+from mpvg.errors import UserError
 from mpvg.train.build import check_build, check_scheme, model_arguments, own_size
-from mpvg.train.checkpoints import PROCESSES
 from mpvg.train.data import ImageDataModule
-from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze, set_training_mode
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
-from mpvg.train.processes import MeanLoss, check_together, share_buffers
+from mpvg.train.processes import MeanLoss
 from mpvg.train.recipe import Recipe
-from mpvg.train.steps import LossWatch, build_mixup, over_processes, prepare, seed_step, training_step
-from mpvg.train.stopping import Signals
-from mpvg.weight_files import CARD
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+from mpvg.train.steps import build_mixup, prepare, training_step
+from mpvg.train.training import Training
 
 
-class ImageClassification(lightning.LightningModule):
+class ImageClassification(Training):
     """A registered model under a position scheme, trained to name images.
 
     Args:
@@ -47,6 +41,9 @@ class ImageClassification(lightning.LightningModule):
         recipe: How to train.
     """
 
+    watched = "val/accuracy"
+    card: Card | None
+
     def __init__(
         self,
         name: str = "mpvg_vit_nano",
@@ -58,26 +55,19 @@ class ImageClassification(lightning.LightningModule):
         compile: str | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008  # frozen, and jsonargparse shows its values
     ) -> None:
-        super().__init__()
-        self.name = check_name(name)
-        self.scheme = check_scheme(scheme)
-        self.arguments = arguments or {}
+        super().__init__(
+            name=check_name(name),
+            scheme=check_scheme(scheme),
+            arguments=arguments,
+            pretrained=pretrained,
+            preserve=preserve,
+            compile=compile,
+        )
         self.num_classes = num_classes
-        self.pretrained, self.preserve = pretrained, preserve
-        self.told: list[str] = []  # what of the pretrained weights was not taken over
         of_data = sorted(set(self.arguments) & set(model_arguments((1, 1), 1, 1)))
         if of_data:
             raise UserError(f"model argument {of_data[0]!r} is decided by the images: leave it out.")
-        if compile is not None and compile not in COMPILE_MODES:
-            raise UserError(
-                f"compile {compile!r} is unknown{nearest(compile, COMPILE_MODES)}: name one of "
-                f"{', '.join(COMPILE_MODES)}."
-            )
-        self.compile_mode = compile
         self.recipe = recipe
-        self.card: Card | None = None
-        self.ema: ModelEmaV3 | None = None
-        self.signals = Signals()  # which `mpvg fit` replaces by those that it handles
 
     def build_for(self, data: ImageDataModule, *, seed: int, accumulated: int = 1) -> None:
         """Build the model for the images, with the initial values that the seed gives.
@@ -159,38 +149,30 @@ class ImageClassification(lightning.LightningModule):
         self.accuracy = MulticlassAccuracy(len(card.classes), average="micro")
         self.loss = MeanLoss()
 
-    def configure_optimizers(self) -> Any:
-        clipped = bool(self.trainer.gradient_clip_val)  # Lightning clips no fused optimiser in mixed precision
-        optimizer = build_optimizer(self.model, self.recipe, fused=not clipped)
-        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
-        self.steps_an_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
-        schedule = build_schedule(
+    @property
+    def peak_rate(self) -> float:
+        assert self.recipe.lr is not None
+        return self.recipe.lr
+
+    def create_optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.recipe, fused=fused)
+
+    def create_schedule(self, optimizer: torch.optim.Optimizer, *, steps: int, epochs: int) -> Any:
+        return build_schedule(
             optimizer, self.recipe.schedule, steps=steps, epochs=epochs, steps_an_epoch=self.steps_an_epoch
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        set_rates(scheduler, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
+    def set_rates(self, schedule: Any) -> None:
+        set_rates(schedule, self.recipe.schedule, step=self.global_step, steps_an_epoch=self.steps_an_epoch)
 
-    def on_fit_start(self) -> None:
-        check_together(self.trainer, step=self.first_step, images=self.images)
+    def check_start(self) -> None:
         if self.mixup is not None and self.images_a_step // self.trainer.world_size % 2:
             raise UserError(
                 f"batch_size {self.images_a_step} over {self.trainer.world_size} processes leaves each an odd number, "
                 "and mixup pairs images: name a multiple of twice the number of processes."
             )
-        if self.device.type == "cpu":
-            cheapen_dropout(self.model)
-        if self.compile_mode is not None:
-            self.model.compile(mode=self.compile_mode)
 
-    def on_train_start(self) -> None:
-        assert self.recipe.lr is not None
-        self.watch = LossWatch(f"{self.name} under {self.scheme}", self.recipe.lr)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        seed_step(self.seed, batches, self.global_rank)
+    def set_mode(self) -> None:
         set_training_mode(self.model, self.recipe.trains)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -198,23 +180,8 @@ class ImageClassification(lightning.LightningModule):
             batch, self.recipe, self._normalise, self.mixup, seed=self.seed, epoch=self.current_epoch
         )
         loss = training_step(self.model, images, labels, self.recipe)
-        seen = over_processes(loss, asked_to_stop=bool(self.signals.asked))
-        self.watch.note(seen, epoch=self.current_epoch + 1, step=self.global_step + 1)
-        if self.watch.is_due or self.trainer.is_last_batch:
-            self.watch.check()
-        self.log("train/loss", seen[0])
-        optimizer: Any = self.optimizers()
-        rates = (group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups)
-        self.log("lr", max(rates))  # whatever parts of the model scale it by
+        self.watch_step(loss)
         return loss
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.model)
-
-    def on_validation_start(self) -> None:
-        share_buffers(self.trainer, self)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -234,26 +201,6 @@ class ImageClassification(lightning.LightningModule):
     def _normalise(self, pixels: Tensor) -> Tensor:
         assert self.card is not None
         return self.card.preprocessing(pixels).to(self.dtype)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.first_step = int(checkpoint["global_step"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.card is not None
-        self.watch.check()  # before it takes the place of the last good one
-        self._check_weights(checkpoint["state_dict"])
-        checkpoint[CARD] = self.card.as_dict()
-        checkpoint[PROCESSES] = self.trainer.world_size
-
-    def _check_weights(self, weights: dict[str, Tensor]) -> None:
-        """Raise NonFiniteLossError where the last step made weights that are no numbers, before a loss shows it."""
-        assert self.recipe.lr is not None
-        for name, weight in weights.items():
-            if weight.is_floating_point() and not weight.isfinite().all():
-                raise NonFiniteLossError(
-                    f"{name} of {self.watch.what} is no number any more after step {self.global_step}: lower the "
-                    f"learning rate (it is {self.recipe.lr:g})."
-                )
 
 
 def _shape(size: tuple[int, int], channels: int) -> str:

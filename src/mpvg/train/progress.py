@@ -15,7 +15,7 @@ _SECONDS = 0.5  # between two looks at the loss
 
 
 class TrainingProgress(ProgressBar):
-    """Steps, images a second, learning rate, loss, validation accuracy and the time left."""
+    """Steps, images a second, learning rate, loss, validation score and the time left."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
@@ -31,6 +31,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started, self.batches, self.validated = time.monotonic(), 0, False
+        self.watched = str(pl_module.watched)
         self.told = self.started - _SECONDS
         if self.shown:
             total = int(trainer.estimated_stepping_batches)
@@ -48,8 +49,11 @@ class TrainingProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.shown:
-            accuracy = trainer.callback_metrics["val/accuracy"] if self.validated else None
-            validated = "" if accuracy is None else f", validation {100 * accuracy:.2f} %"
+            score = trainer.callback_metrics[self.watched] if self.validated else None
+            validated = ""
+            if score is not None:
+                measured = 0 <= score < float("inf")  # of detection and segmentation there may be nothing to measure
+                validated = f", validation {100 * score:.2f} %" if measured else ", nothing to validate on"
             say(self.bar.console, self._state(trainer) + validated)
         self.validated = False
 

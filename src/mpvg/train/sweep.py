@@ -19,11 +19,11 @@ class Fitted(NamedTuple):
 
     Args:
         checkpoint: Of the epoch that counts; None where none was validated.
-        accuracy: On the validation split, of that epoch; None where no epoch was chosen by it.
+        score: On the validation split, of that epoch; None where no epoch was chosen by it.
     """
 
     checkpoint: Path | None
-    accuracy: float | None
+    score: float | None
 
 
 def sweep(rates: Sequence[float], fit: Callable[[float, Path], Fitted], out: Path, console: Console) -> None:
@@ -50,9 +50,9 @@ def sweep(rates: Sequence[float], fit: Callable[[float, Path], Fitted], out: Pat
             except NonFiniteLossError as error:
                 say(console, str(error))
                 found[rate] = Fitted(None, None)
-        rows = [{"lr": rate, "val_accuracy": one.accuracy} for rate, one in found.items()]
+        rows = [{"lr": rate, "val_score": one.score} for rate, one in found.items()]
         write_atomically(out / "lr.csv", as_csv(rows))
-        scores = {rate: one.accuracy for rate, one in found.items() if one.accuracy is not None}
+        scores = {rate: one.score for rate, one in found.items() if one.score is not None}
         if not scores:
             tried = ", ".join(f"{rate:g}" for rate in found)
             raise NonFiniteLossError(f"the loss is no number with any --lr tried ({tried}): try lower ones.")
@@ -62,7 +62,7 @@ def sweep(rates: Sequence[float], fit: Callable[[float, Path], Fitted], out: Pat
         for file in (checkpoint, checkpoint.with_suffix(".safetensors")):
             write_atomically(out / file.name, file.read_bytes())
     for rate, one in found.items():
-        score = "its loss was no number" if one.accuracy is None else f"validation {100 * one.accuracy:.2f} %"
+        score = "its loss was no number" if one.score is None else f"validation {100 * one.score:.2f} %"
         say(console, f"lr {rate:g}: {score}{', the best' if rate == best else ''}")
     edge = best in (min(found), max(found))
     hint = "; it lies at the edge of those tried, so try further ones" if edge else ""
