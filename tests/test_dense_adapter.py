@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
@@ -20,21 +18,14 @@ import mpvg
 from families import ADAPTERS
 from helpers import images, perturb, relative
 from mpvg import SCHEMES, fold
-from mpvg.dense.deformable import MultiScaleDeformableAttention, cell_centres, multi_scale_deformable_attention
-from mpvg.errors import UserError
-from mpvg.models.mpvg_vit_adapter import STRIDES, ViTAdapter, WindowBlock
-from mpvg.models.trunk_weights import load_trunk, trunk_arguments
+from mpvg.models.mpvg_vit_adapter import STRIDES, WindowBlock
 from official import GOLDEN, by_rule
-from tables import DOCS
 
 TINY = ADAPTERS[0]
 SMALL_TRUNK: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depth": 4, "num_heads": 3, "in_chans": 2}
 SMALL: dict[str, Any] = {**SMALL_TRUNK, "deform_heads": 3, "prior_width": 8, "drop_path_rate": 0.0}
 COUNT = 7_966_448  # without layer-wise delivery
 A_NORM = 2 * 192
-
-SHAPES = [(5, 4), (3, 2), (2, 1)]
-N = sum(height * width for height, width in SHAPES)
 
 
 def build(scheme: str = "mpvg", name: str = TINY, **changes: Any) -> Any:
@@ -43,74 +34,7 @@ def build(scheme: str = "mpvg", name: str = TINY, **changes: Any) -> Any:
     return perturb(timm.create_model(name, scheme=scheme, **{**SMALL, **changes}), std=0.1).eval()
 
 
-# the parts
-
-
-def drawn(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, places that also lie outside the maps, and weights."""
-    values = images(2, N, 3, 4, seed=1, dtype=dtype)
-    places = 0.5 + 0.4 * images(2, 7, 3, len(SHAPES), 2, 2, seed=2, dtype=dtype)
-    return values, places, images(2, 7, 3, len(SHAPES), 2, seed=3, dtype=dtype)
-
-
-def looped(values: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """The equation, place by place and corner by corner."""
-    batch, queries, heads, levels, points, _ = places.shape
-    out = values.new_zeros(batch, queries, heads, values.shape[3])
-    for b, q, h, level, k in np.ndindex(batch, queries, heads, levels, points):
-        height, width = SHAPES[level]
-        first = sum(one * other for one, other in SHAPES[:level])
-        x, y = (float(part) for part in places[b, q, h, level, k] * torch.tensor([width, height]) - 0.5)
-        for row in (int(np.floor(y)), int(np.floor(y)) + 1):
-            for column in (int(np.floor(x)), int(np.floor(x)) + 1):
-                if 0 <= row < height and 0 <= column < width:
-                    part = (1 - abs(y - row)) * (1 - abs(x - column))
-                    out[b, q, h] += weights[b, q, h, level, k] * part * values[b, first + row * width + column, h]
-    return out.flatten(2)
-
-
-def test_deformable_attention_is_the_equation() -> None:
-    values, places, weights = drawn()
-    expected = looped(values, places, weights)
-    assert relative(multi_scale_deformable_attention(values, SHAPES, places, weights), expected) < 1e-12
-    assert (
-        relative(multi_scale_deformable_attention(values, SHAPES, places.flip(-1), weights), expected) > 1e-2
-    )  # x for y
-    assert (
-        relative(multi_scale_deformable_attention(values.flip(2), SHAPES, places, weights), expected) > 1e-2
-    )  # another head's
-
-
-def test_deformable_attention_is_that_of_transformers() -> None:
-    theirs = pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr")
-    values, places, weights = drawn(torch.float32)
-    expected = theirs.MultiScaleDeformableAttention()(values, None, SHAPES, None, places, weights, 64)
-    assert relative(multi_scale_deformable_attention(values, SHAPES, places, weights), expected) < 1e-5
-
-
-def test_gradients_of_deformable_attention() -> None:
-    given = [one.requires_grad_() for one in drawn()]
-    assert torch.autograd.gradcheck(lambda *of: multi_scale_deformable_attention(of[0], SHAPES, of[1], of[2]), given)
-    attention = MultiScaleDeformableAttention(6, num_heads=3, num_levels=3, num_points=2, ratio=0.5).double()
-    perturb(attention)
-    queries, rows = images(1, 2, 6, dtype=torch.float64), images(1, N, 6, seed=1, dtype=torch.float64)
-    centres = cell_centres([(1, 2)], dtype=torch.float64)
-    inputs = [queries.requires_grad_(), rows.requires_grad_()]
-    assert torch.autograd.gradcheck(lambda q, v: attention(q, centres, v, SHAPES), inputs)
-
-
-def test_heads_start_in_directions_of_their_own() -> None:
-    attention = MultiScaleDeformableAttention(8, num_heads=4, num_levels=2, num_points=3)
-    offsets = attention.sampling_offsets.bias.view(4, 2, 3, 2)
-    assert torch.allclose(offsets[:, 1], offsets[:, 0])
-    expected = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
-    for step in range(3):
-        torch.testing.assert_close(offsets[:, 0, step], (step + 1) * expected, atol=1e-6, rtol=0)
-
-
-def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="width 6 has no 4 equal heads"):
-        MultiScaleDeformableAttention(6, num_heads=4)
+# windows
 
 
 def test_windows_see_themselves_and_zeros() -> None:
@@ -329,6 +253,26 @@ def test_fold(scheme: str, last_norm: bool) -> None:
     assert relative(fold(features, (80, 64))(x)[2], model(x)[2]) < 1e-5
 
 
+def test_initial_values_are_the_official_ones() -> None:
+    """Of a whole adapter, where one part's could be lost to another's."""
+    torch.manual_seed(0)
+    model = timm.create_model(TINY)
+    for interaction in model.interactions:
+        assert (interaction.injector.gamma == 0).all()
+        for attention in (interaction.injector.attn, interaction.extractor.attn):
+            assert (attention.sampling_offsets.weight == 0).all()
+            assert (attention.attention_weights.weight == 0).all()
+            offsets = attention.sampling_offsets.bias.view(6, attention.num_levels, 4, 2)
+            assert torch.allclose(offsets.abs().amax(-1), torch.arange(1.0, 5).expand(6, attention.num_levels, 4))
+            bound = attention.value_proj.weight.detach().abs().max()  # of a uniform distribution
+            assert bound == pytest.approx((6 / 384) ** 0.5, rel=0.01)
+        assert interaction.extractor.ffn.fc1.weight.detach().std() == pytest.approx(0.02, rel=0.1)
+    for conv, width in ((model.spatial_prior.conv3[0], 256), (model.spatial_prior.conv4[0], 256)):
+        assert conv.weight.detach().std() == pytest.approx((2 / (9 * width)) ** 0.5, rel=0.05)
+    assert model.level_embed.detach().std() == pytest.approx(1, rel=0.15)
+    assert (model.trunk.blocks[3].ls1.gamma == 1).all()
+
+
 def test_gradient_checkpointing() -> None:
     grads = []
     for enable in (False, True):
@@ -403,130 +347,3 @@ def test_rates_decay_with_depth_as_timm_has_it() -> None:
 def _names(model: Any, parameters: list[Tensor]) -> list[str]:
     ids = {id(parameter) for parameter in parameters}
     return [name for name, parameter in model.named_parameters() if id(parameter) in ids]
-
-
-# other trunks and their weights
-
-
-def test_saved_weights_come_back(tmp_path: Path) -> None:
-    """By timm's mechanism and ours, at another grid and with other channels."""
-    model = build(window_size=3)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "adapter.safetensors")
-    same = mpvg.create_model(TINY, scheme="mpvg", pretrained=tmp_path / "adapter.safetensors", **SMALL)
-    overlay = {"file": str(tmp_path / "adapter.safetensors")}
-    by_timm = timm.create_model(TINY, scheme="mpvg", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
-    for other in (same, by_timm):
-        assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
-    changed = {**SMALL, "img_size": 96, "in_chans": 3}
-    wide = mpvg.create_model(TINY, scheme="mpvg", pretrained=tmp_path / "adapter.safetensors", **changed)
-    assert wide.trunk.pos_embed.shape == (1, 36, 24)
-    assert wide(images(1, 3, 96, 96))[0].isfinite().all()
-    with pytest.raises(UserError, match="ViTAdapter is a backbone"):
-        mpvg.save(model, tmp_path / "saved")
-
-
-def test_the_package_offers_what_it_names() -> None:
-    import mpvg.dense
-
-    for name in mpvg.dense.__all__:
-        assert getattr(mpvg.dense, name).__name__ == name
-    with pytest.raises(AttributeError, match="'build_maskrcnn'"):
-        mpvg.dense.build_maskrcnn  # noqa: B018
-
-
-def test_any_plain_vit_is_a_trunk() -> None:
-    x = images(1, 3, 64, 96)
-    nano = timm.create_model(
-        "mpvg_vit_nano", scheme="mpvg", img_size=32, dynamic_img_size=True, num_classes=0, final_norm=False
-    )  # patches of 4 pixels
-    augreg = mpvg.create_model(
-        "vit_tiny_patch16_224", scheme="pvg", dynamic_img_size=True, num_classes=0, embed_dim=24, depth=4, num_heads=3
-    )
-    for trunk in (nano, augreg):
-        model = ViTAdapter(trunk, deform_heads=3, prior_width=8)
-        assert [tuple(one.shape[2:]) for one in model(x)] == [(64 // stride, 96 // stride) for stride in STRIDES]
-
-
-@pytest.mark.parametrize("scheme", ["default", "gap", "lape", "mpvg"])
-def test_weights_of_a_classifier_start_the_trunk(scheme: str, tmp_path: Path) -> None:
-    source = perturb(timm.create_model("mpvg_deit_tiny_patch16_224", scheme=scheme, num_classes=7, **SMALL_TRUNK))
-    torch.save({"model": source.state_dict()}, tmp_path / "classifier.pth")
-    model = build(scheme, img_size=96)
-    told = load_trunk(model, tmp_path / "classifier.pth")
-    assert any("Last LN is left out" in word for word in told)
-    own, given = model.trunk.state_dict(), source.state_dict()
-    for name, value in own.items():
-        if name.endswith("gamma"):
-            assert (value == 1).all()
-        elif name == "pos_embed":
-            assert value.shape[1] == 36
-        else:
-            assert torch.equal(value, given[name]), name
-    same_size = build(scheme)
-    load_trunk(same_size, source.state_dict())
-    assert torch.equal(same_size.trunk.pos_embed, source.pos_embed[:, int(source.has_class_row) :])
-
-
-def test_the_code_in_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", (DOCS / "dense.md").read_text(encoding="utf-8"), re.S)
-    classifier = timm.create_model("mpvg_deit_tiny_patch16_224", scheme="mpvg")
-    torch.save(classifier.state_dict(), tmp_path / "deit.ckpt")
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    exec(compile(code, "dense.md", "exec"), found)
-    assert found["told"] == ["the Last LN is left out"]
-    assert torch.equal(found["detector"].backbone.body.trunk.pos_embed, classifier.pos_embed)
-    assert found["maps"].feature_info.reduction() == list(STRIDES)
-
-
-def test_weights_with_gates_and_scales(tmp_path: Path) -> None:
-    plain = timm.create_model("vit_tiny_patch16_224", init_values=0.1, num_classes=7, **SMALL_TRUNK)
-    source = perturb(mpvg.convert(plain, "mpvg", allow_readout_change=True))
-    weights = source.state_dict()
-    assert trunk_arguments(weights) == {"preserve": True}
-    model = build(**trunk_arguments(weights))
-    load_trunk(model, weights)
-    assert torch.equal(model.trunk.blocks[2].ls1.gamma, source.blocks[2].ls1.gamma)
-    assert torch.equal(model.trunk.blocks[2].ls_pos.gamma, source.blocks[2].ls_pos.gamma)
-
-
-def test_weights_of_another_scheme_are_refused() -> None:
-    source = timm.create_model("mpvg_deit_tiny_patch16_224", scheme="mpvg", **SMALL_TRUNK)
-    with pytest.raises(UserError, match=r"blocks\.1\.norm_pos.*another scheme: use scheme='pvg'"):
-        load_trunk(build("gap"), source.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_classes": 5}, "num_classes=5.*no head.*build_mask_rcnn"),
-        ({"vit_maps": "all"}, "vit_maps='all' is unknown"),
-        ({"window_size": 0}, "window_size=0"),
-        ({"interactions": 2, "vit_maps": "each"}, "interactions=2 with vit_maps='each'"),
-        ({"interactions": 9}, "interactions=9 around 4 blocks"),
-        ({"deform_heads": 5}, "no 5 equal heads"),
-        ({"trunk": "mpvg_vit_lite_7_4_32", "window_size": 4}, "NormedStreamBlock with Attention has no windows"),
-        ({"trunk": "mpvg_swin_tiny_patch4_window7_224"}, "is no plain ViT"),
-        ({"trunk": "beit_base_patch16_224"}, "'beit_base_patch16_224' is not converted"),
-        ({"trunk": "deit_tinny_patch16_224"}, "is unknown.*did you mean 'deit_tiny_patch16_224'"),
-        ({"scheme": "mpvgg"}, "'mpvgg' is unknown"),
-        ({"patch_size": 12, "img_size": 72}, "patches of 12 x 12 pixels"),
-    ],
-)
-def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        timm.create_model(TINY, **{**SMALL, **options})
-
-
-@pytest.mark.parametrize(
-    ("trunk", "message"),
-    [
-        ({"scheme": "default", "dynamic_img_size": True}, "1 class or register tokens"),
-        ({"scheme": "mpvg"}, "dynamic_img_size=True"),
-    ],
-)
-def test_bad_trunks(trunk: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ViTAdapter(timm.create_model("mpvg_deit_tiny_patch16_224", **SMALL_TRUNK, **trunk))
-    with pytest.raises(ValueError, match="trunk ResNet"):
-        ViTAdapter(timm.create_model("resnet10t"))

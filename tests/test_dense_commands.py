@@ -222,6 +222,10 @@ def test_another_set_is_tested_as_it_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert (found["data"], found["images"]) == ("b", 3)
     assert main(["test", "--ckpt", checkpoint, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 1
+    b = tmp_path / "b"
+    other = ["--data.val_annotations", str(b / "instances.json"), "--data.val_images", str(b / "images")]
+    assert main(["test", "--ckpt", checkpoint, *other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 3
 
 
 def test_a_set_of_one_image_is_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

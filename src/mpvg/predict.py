@@ -65,7 +65,7 @@ class Classifier:
         Raises:
             UserError: An image cannot be read.
         """
-        images = _listed(images)
+        images = listed(images)
         found = self.guess(map(self.read, images))
         files = [str(image) if isinstance(image, str | Path) else None for image in images]
         return [{"file": file, "top5": top5} for file, top5 in zip(files, found, strict=True)]
@@ -100,7 +100,7 @@ class Classifier:
         Raises:
             UserError: An image cannot be read.
         """
-        return self.embed(map(self.read, _listed(images)))
+        return self.embed(map(self.read, listed(images)))
 
     def embed(self, pixels: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Embed images that `read` has read; arguments and result are those of `guess` and `features`."""
@@ -155,13 +155,20 @@ def load(
     Raises:
         UserError: The checkpoint cannot be used.
     """
-    card, model = load_model(checkpoint, ema=ema)
+    return classifier(*load_model(checkpoint, ema=ema), device=device, img_size=img_size)
+
+
+def classifier(
+    card: Card, model: Any, *, device: torch.device | str = "cpu", img_size: int | tuple[int, int] | None = None
+) -> Classifier:
+    """Return what predicts with a checkpoint's model; arguments are those of `load`."""
     size = card.preprocessing.size if img_size is None else to_2tuple(img_size)
     if size != card.preprocessing.size:
         card = resize(card, model, size)
     return Classifier(card, model, device)
 
 
-def _listed(images: Image | Iterable[Image]) -> list[Image]:
+def listed(images: Image | Iterable[Image]) -> list[Image]:
+    """Return one or more images as a list."""
     one = isinstance(images, str | Path) or hasattr(images, "getpixel") or getattr(images, "ndim", 4) < 4
     return [images] if one else list(images)

@@ -29,6 +29,11 @@ def need(command: str, modules: Iterable[str], *, extra: str) -> None:
         raise UserError(f"mpvg {command} needs {', '.join(missing)}: pip install 'mpvg[{extra}]'.")
 
 
+def need_dense(command: str) -> None:
+    """Raise UserError where a command lacks what detection and segmentation need."""
+    need(f"{command} of detection and segmentation", ("pycocotools", "transformers"), extra="dense")
+
+
 def positive(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1 to 999999")

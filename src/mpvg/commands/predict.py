@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from jsonargparse import ActionConfigFile
 
-from mpvg.checkpoint import CLASSIFICATION, task_of
-from mpvg.commands.options import device, need
+from mpvg.checkpoint import AnyCard, Card, load_any
+from mpvg.commands.options import device, need_dense
 from mpvg.commands.yaml_options import Parser
 from mpvg.data.images import BadImageError, find_images
 from mpvg.errors import UserError
-from mpvg.predict import Classifier, load
+from mpvg.predict import Classifier, classifier
 
 _AT_A_TIME = 64
 
@@ -47,7 +47,8 @@ def run(args: Sequence[str]) -> int:
     options = parser.parse_args(list(args))
 
     files = [file for path in options.images for file in find_images(Path(path).expanduser())]
-    shown = _names(options) if task_of(options.ckpt) == CLASSIFICATION else _dense(options, files)
+    card, model = load_any(options.ckpt, ema=options.ema)
+    shown = _names(options, card, model) if isinstance(card, Card) else _dense(options, card, model, files)
     bad: list[BadImageError] = []
     try:
         for index, file in enumerate(files):
@@ -75,21 +76,19 @@ class _Shown(Protocol):
     def finish(self) -> None: ...
 
 
-def _names(options: Any) -> _Shown:
-    classifier = load(options.ckpt, device=options.device, img_size=options.img_size, ema=options.ema)
-    return _Names(classifier, features=options.features)
+def _names(options: Any, card: Card, model: Any) -> _Shown:
+    seen = classifier(card, model, device=options.device, img_size=options.img_size)
+    return _Names(seen, features=options.features)
 
 
-def _dense(options: Any, files: Sequence[Path]) -> _Shown:
-    need("predict of a dense task", ("pycocotools", "transformers"), extra="dense")
-    from mpvg.checkpoint import load_any
+def _dense(options: Any, card: AnyCard, model: Any, files: Sequence[Path]) -> _Shown:
+    need_dense("predict")
     from mpvg.dense.predictor import create_predictor
     from mpvg.dense.written import WrittenPredictions
 
     for option, value in (("--img-size", options.img_size), ("--features", options.features or None)):
         if value is not None:
             raise UserError(f"{option} is for classification, and {options.ckpt} is for a dense task: leave it out.")
-    card, model = load_any(options.ckpt, ema=options.ema)
     predictor = create_predictor(card, model, options.device)  # type: ignore[arg-type]  # no classifier's
     out = Path(options.out).expanduser()
     return _Found(WrittenPredictions(predictor, out, files, min_score=options.min_score))

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import timm
 import torch
@@ -16,7 +16,6 @@ from mpvg.create import build
 from mpvg.dense.detection import build_mask_rcnn
 from mpvg.dense.segmentation import build_upernet
 from mpvg.errors import UserError, nearest
-from mpvg.fold import fold
 from mpvg.train.build import check_scheme
 
 DETECTION: Final = "detection"
@@ -43,9 +42,9 @@ class DenseCard:
             segmentation also window, the side of windows that slide and the pixels between two, or None for whole
             images.
         data: Arguments of the data that it was trained on.
-        folded: Whether the weights are those of the folded model.
-        ema: Whether the weights are a moving average; of these models none is kept.
     """
+
+    ema: ClassVar[bool] = False  # of these models no moving average of weights is kept
 
     task: str
     model: str
@@ -58,8 +57,6 @@ class DenseCard:
     std: tuple[float, ...]
     evaluation: dict[str, Any]
     data: dict[str, Any]
-    folded: bool = False
-    ema: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,8 +88,6 @@ class DenseCard:
             std=tuple(card["std"]),
             evaluation=evaluation,
             data=dict(card["data"]),
-            folded=bool(card["folded"]),
-            ema=bool(card["ema"]),
         )
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -113,8 +108,7 @@ class DenseCard:
             told = f"it has no argument {unknown[1]!r}." if unknown else str(error)
             raise UserError(f"{self.model} under {self.scheme}: {told}") from error
         of_data = {name: getattr(self, name) for name in _OF_THE_DATA} if self.task == DETECTION else {}
-        model = _BUILDERS[self.task](backbone, len(self.classes), **self.head, **of_data)
-        return fold(model) if self.folded else model
+        return _BUILDERS[self.task](backbone, len(self.classes), **self.head, **of_data)
 
 
 def check_backbone(name: str) -> str:

@@ -20,8 +20,8 @@ from mpvg.dense.card import DETECTION, DenseCard
 from mpvg.dense.detection import MASK_THRESHOLD
 from mpvg.errors import UserError
 from mpvg.files import write_atomically
+from mpvg.predict import Image, listed
 
-Image = Any  # a path, a Pillow image, or pixels (H, W), (H, W, 1) or (H, W, 3) in uint8
 _LARGEST_ID = 2**8 - 1  # of a mask of bytes
 
 
@@ -105,7 +105,7 @@ class Detector(DensePredictor):
         Raises:
             UserError: An image cannot be read.
         """
-        return [self.detect(self.read(image), file=file) for image, file in _listed(images)]
+        return [self.detect(self.read(image), file=_file(image)) for image in listed(images)]
 
     @torch.inference_mode()
     def detect(self, pixels: npt.NDArray[np.uint8], *, file: str | None = None) -> Detections:
@@ -140,7 +140,7 @@ class Segmenter(DensePredictor):
         Raises:
             UserError: An image cannot be read.
         """
-        return [self.segment(self.read(image), file=file) for image, file in _listed(images)]
+        return [self.segment(self.read(image), file=_file(image)) for image in listed(images)]
 
     @torch.inference_mode()
     def segment(self, pixels: npt.NDArray[np.uint8], *, file: str | None = None) -> ClassMap:
@@ -198,7 +198,5 @@ def as_lines(found: Detections) -> Iterator[Mapping[str, Any]]:
         yield {"name": name, "score": round(score, 6), "box": [round(corner, 2) for corner in box]}
 
 
-def _listed(images: Image | Iterable[Image]) -> Iterator[tuple[Image, str | None]]:
-    one = isinstance(images, str | Path) or hasattr(images, "getpixel") or getattr(images, "ndim", 4) < 4
-    for image in [images] if one else images:
-        yield image, str(image) if isinstance(image, str | Path) else None
+def _file(image: Image) -> str | None:
+    return str(image) if isinstance(image, str | Path) else None

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from mpvg.dense.card import DenseCard, check_backbone, check_head
 from mpvg.errors import UserError
-from mpvg.models.trunk_weights import load_trunk, read_trunk, trunk_arguments
+from mpvg.models.trunk_weights import load_trunk, read_trunk
 from mpvg.train.build import check_scheme
 from mpvg.train.dense_data import DetectionData, SegmentationData
 from mpvg.train.dense_optimizer import build_dense_optimizer, build_dense_schedule
@@ -69,13 +69,13 @@ class DenseTraining(Training):
         """
         images = data.load(seed=seed, accumulated=accumulated)
         self.images, self.images_a_step, self.seed = len(data.train), data.images_a_step, seed
-        of_weights = trunk_arguments(read_trunk(str(self.pretrained))) if self.pretrained else {}
+        start = read_trunk(str(self.pretrained)) if self.pretrained else None
         mean, std = data.normalisation
         card = DenseCard(
             task=self.task,
             model=self.name,
             scheme=self.scheme,
-            arguments={**of_weights, **self.arguments},
+            arguments={**(start.arguments if start else {}), **self.arguments},
             head=self.head,
             classes=images.classes,
             category_ids=images.category_ids,
@@ -86,8 +86,8 @@ class DenseTraining(Training):
         )
         torch.manual_seed(seed)
         model = card.build()
-        if self.pretrained:
-            self.told = load_trunk(self.backbone_of(model), str(self.pretrained))
+        if start is not None:
+            self.told = load_trunk(self.backbone_of(model), start)
         self._take(card, model)
 
     def take(self, card: DenseCard, model: torch.nn.Module, data: DetectionData | SegmentationData) -> None:

@@ -11,12 +11,11 @@ import lightning
 import yaml
 
 from mpvg.checkpoint import CLASSIFICATION
-from mpvg.commands.options import need
+from mpvg.commands.options import need_dense
 from mpvg.errors import UserError, nearest
 from mpvg.train.training import Training
 
 TASKS = (CLASSIFICATION, "detection", "segmentation")
-_OF_DENSE = ("pycocotools", "transformers")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def task_called(name: str, *, command: str) -> Task:
         from mpvg.train.module import ImageClassification
 
         return Task(name, ImageClassification, ImageDataModule, "accuracy")
-    need(f"{command} of {name}", _OF_DENSE, extra="dense")
+    need_dense(command)
     from mpvg.train.dense_data import DetectionData, SegmentationData
     from mpvg.train.dense_modules import ObjectDetection, SemanticSegmentation
 

@@ -116,10 +116,11 @@ def _follow_card(card: AnyCard, config: Any, given: Any) -> None:
                 f"{config.ckpt} is a checkpoint of --model.{option} {value!r}, not {named!r}: leave the option out."
             )
         config.model[option] = value
-    of_other = any(given.get(f"data.{option}") is not None for option in ("source", *_FILES))
+    has_source = given.get("data.source") is not None  # and with it the files of another set
+    is_other = has_source or any(given.get(f"data.{option}") is not None for option in _FILES)
+    left = {"seed", *(_FILES if has_source else ()), *(_CHOSEN if is_other else ())}
     for option, value in card.data.items():
-        left = option == "seed" or (of_other and option in (*_FILES, *_CHOSEN))
-        if not left and given.get(f"data.{option}") is None:
+        if option not in left and given.get(f"data.{option}") is None:
             config.data[option] = value
     if not isinstance(card, Card):
         return
