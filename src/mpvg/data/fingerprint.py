@@ -1,18 +1,18 @@
-"""Telling one set of images from another."""
+"""Telling one labelled set from another."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
-from mpvg.data.splits import ImageData
+from mpvg.data.splits import LabelledSet
 
 
-def fingerprint(data: ImageData) -> str:
-    """Return a short hash of all images and labels."""
+def fingerprint(data: LabelledSet[Any]) -> str:
+    """Return a short hash of all samples and labels."""
     digest = hashlib.sha256()
     for split in (data.train, data.val, data.test):
         if split is not None:
-            digest.update(repr(split.images.shape).encode())
-            digest.update(split.images.tobytes())
-            digest.update(split.labels.tobytes())
+            for part in split.content():
+                digest.update(part)
     return digest.hexdigest()[:16]

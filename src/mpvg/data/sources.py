@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mpvg.data.folder import load_folder
+from mpvg.data.holdout import checked, held_out, split_validation, validation_rows
 from mpvg.data.images import Size, empty_images, resizing_in_words, to_pixels
 from mpvg.data.named import NAMED, load_named, parse_named, recognised_in
 from mpvg.data.npz import load_npz
 from mpvg.data.splits import ImageData, Split
 from mpvg.errors import UserError, nearest
 
-__all__ = ["BUILT_IN", "ImageData", "Split", "absolute_source", "held_out", "load_data", "split_validation"]
+__all__ = [
+    "BUILT_IN",
+    "ImageData",
+    "Split",
+    "absolute_source",
+    "held_out",
+    "load_data",
+    "split_validation",
+    "validation_rows",
+]
 
 BUILT_IN = ("digits", "generated")
 _LARGEST = 4096  # pixels a side
-_FEWEST = 5  # training images that can be split
 _GENERATED_CLASSES = 4
 
 
@@ -63,15 +69,7 @@ def load_data(
         raise UserError(f"--data {source[:200]!r} cannot be read ({error}): check the path and its rights.") from error
     if img_size is not None and data.image_size != (img_size, img_size):
         data = _resized(data, (img_size, img_size))
-    if len(data.classes) < 2:
-        raise UserError(f"{data.name} has one class, {data.classes[0]!r}: give images of two or more.")
-    if data.val is not None or not holds_out:
-        return replace(data, note=f"{data.note}.")
-    if len(data.train) < _FEWEST:
-        raise UserError(
-            f"{data.name} has {len(data.train)} training images and no val split: give {_FEWEST} or more, or a val."
-        )
-    return replace(data, note=f"{data.note}; no validation split, so a part of train is taken for it.")
+    return checked(data, holds_out=holds_out)
 
 
 def layout_of(source: str) -> str:
@@ -99,77 +97,6 @@ def absolute_source(source: str) -> str:
     """Return a source as a checkpoint keeps it: a path that exists is made absolute."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
-
-
-def split_validation(data: ImageData, *, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return the training and the validation split, which is a part of train where the source has none.
-
-    Args:
-        data: The images.
-        fraction: Part of train to take, as many of each class as there are in proportion, where that is possible.
-        seed: What to draw it by.
-
-    Returns:
-        Training and validation split.
-
-    Raises:
-        UserError: The fraction leaves nothing to train on.
-    """
-    if data.val is not None:
-        return data.train, data.val
-    train, val = validation_rows(data.train.labels, len(data.classes), fraction=fraction, seed=seed)
-    return data.train.take(train), data.train.take(val)
-
-
-def validation_rows(
-    labels: npt.NDArray[np.int64], classes: int, *, fraction: float, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return which images are trained on and which are held out, each in order.
-
-    Args:
-        labels: Of the training images (N,).
-        classes: Number of classes.
-        fraction: Part to hold out, as for `split_validation`.
-        seed: What to draw it by.
-
-    Raises:
-        UserError: The fraction leaves nothing to train on.
-    """
-    from sklearn.model_selection import train_test_split
-
-    held = _held_out(len(labels), classes, fraction)
-    rows = np.arange(len(labels))
-    if min(Counter(labels.tolist()).values()) >= 2 and min(held, len(rows) - held) >= classes:
-        train, val = train_test_split(rows, test_size=held, random_state=seed, stratify=labels)
-    else:  # too few for as many of each class: but no class loses all its images
-        order = np.random.default_rng(seed).permutation(rows)
-        _, kept = np.unique(labels[order], return_index=True)
-        val = np.delete(order, kept)[:held]
-        train = np.setdiff1d(rows, val)
-    return np.sort(train), np.sort(val)
-
-
-def held_out(data: ImageData, fraction: float) -> int:
-    """Return how many training images a validation split takes; at least one of each class is left.
-
-    Args:
-        data: The images.
-        fraction: Part of train to take.
-
-    Raises:
-        UserError: The fraction leaves too few to train on.
-    """
-    return _held_out(len(data.train), len(data.classes), fraction)
-
-
-def _held_out(images: int, classes: int, fraction: float) -> int:
-    held = math.ceil(fraction * images)
-    if not 1 <= held <= images - classes:
-        raise UserError(
-            f"a validation fraction of {fraction:g} takes {held} of {images} training images and leaves too few for "
-            f"{classes} classes: lower it, or give a val split."
-        )
-    return held
 
 
 def _load(source: str, img_size: int | None, mixed_size: Size | None, skip_bad_images: bool) -> ImageData:
