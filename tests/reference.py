@@ -79,8 +79,14 @@ def delivered(weights: Weights, depth: int, switches: Switches, eps: float = 1e-
 def run(
     weights: Weights, image: Tensor, switches: Switches, *, depth: int, heads: int, patch: int, registers: int = 0
 ) -> dict[str, Tensor]:
-    """Return the tokens y after the Last LN and the logits."""
-    tokens = patches(image, weights, patch)
+    """Return the tokens y after the Last LN and the logits of an image."""
+    return encoder(weights, patches(image, weights, patch), switches, depth=depth, heads=heads, registers=registers)
+
+
+def encoder(
+    weights: Weights, tokens: Tensor, switches: Switches, *, depth: int, heads: int, registers: int = 0
+) -> dict[str, Tensor]:
+    """Return the tokens y after the Last LN and the logits of tokens, of which none is padding."""
     batch, class_rows = len(tokens), int(switches.class_token)
 
     def to_tokens(rows: Tensor) -> Tensor:  # registers stand between the class token and the patches, without a row

@@ -22,7 +22,7 @@ from mpvg.scheme import SchemeLike
 
 # shrunken, a family's models are much the same: the first goes through all schemes, the others through one
 CASES = [
-    pytest.param(family, name, scheme, id=f"{name}-{scheme}")
+    pytest.param(family, name, scheme, id=f"{name}-{scheme}", marks=[pytest.mark.slow] * (name != family.models[0]))
     for family in FAMILIES
     for name in family.models
     for scheme in (family.schemes if name == family.models[0] else ["mpvg"])
@@ -46,7 +46,11 @@ def every_model_and_scheme(test: Callable[..., None]) -> Any:
 
 def test_every_registered_model_is_in_a_family() -> None:
     of_families = {name for family in FAMILIES for name in family.models}
-    assert set(timm.list_models("mpvg_*")) == of_families | set(ADAPTERS)  # tests/test_dense_adapter.py has a battery
+    elsewhere = {
+        *ADAPTERS,
+        "mpvg_sequence",
+    }  # batteries of their own: tests/test_dense_adapter.py, tests/test_sequence.py
+    assert set(timm.list_models("mpvg_*")) == of_families | elsewhere
 
 
 @pytest.mark.parametrize("name", [name for family in FAMILIES for name in family.models])
@@ -244,7 +248,10 @@ def test_compile(family: Family, name: str, scheme: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models[0])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, id=one.models[0], marks=[pytest.mark.slow] * (one is not FAMILIES[0])) for one in FAMILIES],
+)
 def test_compile_with_inductor(family: Family) -> None:
     torch._dynamo.reset()
     model, x = build(family, "mpvg"), inputs(family)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from timm.layers import to_2tuple
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -112,11 +113,12 @@ class Layerwise:
 
     if TYPE_CHECKING:  # no class annotations at run time: TorchScript would try to read them
         blocks: Any  # Blocks
+        patch_embed: Any
         norm: nn.Module
         norm_pos: nn.Module | None
 
         def initial_position(self, grid_size: tuple[int, int] | None = None) -> Tensor | None: ...
-        def modules(self) -> Iterator[nn.Module]: ...
+        def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]: ...
         def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
 
     def follow(self, scheme: PositionScheme, plan: Plan, last_norm: nn.Module, *, pools_first: bool = False) -> None:
@@ -203,6 +205,10 @@ class Layerwise:
     def pooled_constant(self, positions: Positions) -> Tensor | None:
         """Return c (D,), what the Last LN's position adds to pooled features; None where that is no constant."""
         return None
+
+    def is_built_for(self, img_size: Any) -> bool:
+        """Return whether the table is made for an image size in pixels, int or (H, W)."""
+        return to_2tuple(img_size) == self.patch_embed.img_size
 
     def freeze_input_size(self) -> None:
         """Accept only images of the size that the model is built for."""

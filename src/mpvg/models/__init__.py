@@ -1,6 +1,7 @@
 """Model families; importing this package registers them with timm."""
 
 from mpvg.models import mpvg_ceit as mpvg_ceit
+from mpvg.models import mpvg_sequence as mpvg_sequence
 from mpvg.models import mpvg_swin as mpvg_swin
 from mpvg.models import mpvg_t2t as mpvg_t2t
 from mpvg.models import mpvg_vit as mpvg_vit

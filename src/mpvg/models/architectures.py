@@ -16,8 +16,9 @@ def timm_architectures() -> list[str]:
 
 
 def own_classifiers() -> list[str]:
-    """Return the names of this library's models that have a classifier."""
-    return [name for name in timm.list_models("mpvg_*") if not name.startswith("mpvg_vit_adapter_")]
+    """Return the names of this library's models that classify images."""
+    others = ("mpvg_vit_adapter_", "mpvg_sequence")
+    return [name for name in timm.list_models("mpvg_*") if not name.startswith(others)]
 
 
 def all_architectures() -> list[str]:

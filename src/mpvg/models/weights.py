@@ -264,6 +264,8 @@ def filter_checkpoint(
         ValueError: The table has a number of rows that no known grid explains.
     """
     weights = _by_our_names(state_dict)
+    if hasattr(model, "filter_checkpoint"):  # of sequences
+        return model.filter_checkpoint(weights)
     trunk = getattr(model, "trunk", None)
     if trunk is not None:
         of_trunk = {name: weights.pop(name) for name in list(weights) if name.startswith("trunk.")}

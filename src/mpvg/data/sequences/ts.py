@@ -117,7 +117,7 @@ def _header(path: Path, lines: list[str]) -> _Header:
             return _checked(path, found, line)
         given = value[0] if value else ""
         before, _ = found.setdefault(key.casefold(), (given, line))
-        if before != given:
+        if before != given and key.casefold() != "problemname":  # a name changes nothing
             what = f"@{key} is {shown(given)}, and {shown(before)} above"
             raise refusal(path, what, "remove one of them", line=line)
     raise refusal(path, "no line @data", "write it before the first series")
