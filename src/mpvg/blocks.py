@@ -24,21 +24,23 @@ def norm_like(norm: Any) -> nn.Module:
     return fresh.requires_grad_(True)
 
 
-def receive(block: Any, source: Source | None, *, gated: bool = False) -> None:
+def receive(block: Any, source: Source | None, *, gated: bool = False, norm: Any = None) -> None:
     """Have a block receive a position, and make the norm that it passes through.
 
     Args:
-        block: A block with `norm1`; changed in place. It gets `norm_pos` (LN', None where it receives nothing),
+        block: A block; changed in place. It gets `norm_pos` (LN', None where it receives nothing),
             `reads_initial` (whether LN' reads pos_0 and not the position before it) and `ls_pos`.
         source: What LN' reads; None for no position.
         gated: Whether `ls_pos` scales what LN' puts out, from zero on, on its way to this block's attention only: the
             block then computes what it did without, and the next block's LN' reads a position that is not zero.
+        norm: What LN' is made like; None for the block's `norm1`.
     """
-    block.norm_pos = norm_like(block.norm1) if source else None
+    norm = block.norm1 if norm is None and source else norm
+    block.norm_pos = norm_like(norm) if source else None
     block.reads_initial = source == "initial"
     block.ls_pos = nn.Identity()
     if source and gated:
-        weight = block.norm1.weight
+        weight = norm.weight
         block.ls_pos = LayerScale(weight.shape[0], init_values=0.0, device=weight.device, dtype=weight.dtype)
 
 

@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from mpvg.convert_encoder import concerns, convert_encoder
 from mpvg.fold import Folded
 from mpvg.models.arguments import arguments_of
 from mpvg.models.mpvg_swin import LayerwiseSwin
@@ -36,11 +37,12 @@ _CLASSES: Mapping[type, Any] = {VisionTransformer: LayerwiseVisionTransformer, S
 def convert(
     model: nn.Module, scheme: SchemeLike = "mpvg", preserve: bool = True, allow_readout_change: bool = False
 ) -> Any:
-    """Turn a timm model into a layer-wise one.
+    """Turn a timm model, or an encoder of transformers, into a layer-wise one.
 
     Args:
         model: A VisionTransformer or SwinTransformer of timm, or one of this library's that delivers no position yet
-            ("default", "gap"). It is left as it is.
+            ("default", "gap"). It is left as it is. Or a BERT-like encoder of transformers; then see
+            `mpvg.convert_encoder.convert_encoder`.
         scheme: Preset name, text, mapping or PositionScheme.
         preserve: Start from the function that the model computes: gates, one a block (`blocks.<i>.ls_pos.gamma`), let
             nothing of the positions pass at first. False starts the position norms at one, as in training from
@@ -58,6 +60,8 @@ def convert(
     Source:
         Not in the papers. Where the model has no table (timm's Swin), it starts at zero if it joins the input.
     """
+    if concerns(model):
+        return convert_encoder(model, scheme, preserve=preserve)
     reason = why_not(model)
     if reason:
         raise ValueError(reason)

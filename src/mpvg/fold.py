@@ -1,7 +1,8 @@
 """Folding: since no position depends on the image, a trained model's positions can be stored and their norms dropped.
 
 Each LN'_l is evaluated once into its table d_l. Where tokens are averaged the Last-LN term is a constant c,
-mean_n(LN(x)_n + LN'(s)_n) = mean_n(LN(x)_n + c), and disappears into the Last LN's bias.
+mean_n(LN(x)_n + LN'(s)_n) = mean_n(LN(x)_n + c), and disappears into the Last LN's bias. In sequences c depends on
+which tokens are real: there LN'(s) stays a table, of which the mean over these tokens is taken.
 """
 
 import copy
@@ -12,6 +13,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from mpvg.encoder import FoldedEncoder, LayerwiseEncoder
 from mpvg.position import Layerwise, Positions
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -90,12 +92,14 @@ def fold(model: Model, img_size: Any = None) -> Model:
     intermediates, which are read as tokens, keep it as a table.
 
     Args:
-        model: A model of this library, or one that holds it (features_only=True, ViT-Adapter, a detector). A folded one
-            is returned as it is.
-        img_size: Image size in pixels, int or (H, W), to resize positions to; None for the size the model is built for.
+        model: A model of this library, or one that holds it (features_only=True, ViT-Adapter, a detector), or a
+            converted encoder of transformers, which keeps its range of lengths. A folded one is returned as it is.
+        img_size: Image size in pixels, int or (H, W), to resize positions to; of `mpvg_sequence` the longest sequence
+            in steps. None for the size the model is built for.
 
     Returns:
-        The folded model. It accepts only images of that size, even if `model` is of dynamic size.
+        The folded model. It accepts only images of that size, even if `model` is of dynamic size, and sequences up to
+        that length.
 
     Raises:
         ValueError: The model is not one of this library's, or cannot have that size.
@@ -105,14 +109,14 @@ def fold(model: Model, img_size: Any = None) -> Model:
     """
     folded: Any = model
     if isinstance(model, Folded):
-        if img_size is not None and to_2tuple(img_size) != folded.patch_embed.img_size:
+        if img_size is not None and not folded.is_built_for(img_size):
             folded.set_input_size(img_size)  # which says why not
         return model
     if not isinstance(model, Layerwise):
         return _fold_inside(model, img_size)
     folded = copy.deepcopy(model)
     if img_size is not None:
-        folded.set_input_size(img_size=img_size)
+        folded.set_input_size(img_size)
     with torch.no_grad():
         positions = folded.positions()
         constant, pooled_norm = folded.pooled_constant(positions), None
@@ -135,14 +139,21 @@ def fold(model: Model, img_size: Any = None) -> Model:
 
 def _fold_inside(model: Any, img_size: Any) -> Any:
     """Fold the models of ours within another: in timm's features_only, the trunk of ViT-Adapter, a detector."""
-    parts = {name: part for name, part in model.named_modules() if isinstance(part, Layerwise)}
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, (Layerwise, LayerwiseEncoder))}
     if not parts:
         raise ValueError(
             f"fold needs a model of mpvg, got {type(model).__name__}: create it by one of timm's 'mpvg_*' names. "
             "Models whose only positions are relative or rotary are out of scope."
         )
-    whole = model if all(isinstance(part, Folded) for part in parts.values()) else copy.deepcopy(model).eval()
+    is_folded = all(isinstance(part, (Folded, FoldedEncoder)) for part in parts.values())
+    whole = model if is_folded else copy.deepcopy(model).eval()
     for name in parts:
+        part: Any = whole.get_submodule(name)
+        if isinstance(part, LayerwiseEncoder):
+            if img_size is not None:
+                raise ValueError(f"img_size={img_size}: {type(part).__name__} reads text; leave img_size out.")
+            part.store_positions()  # in place: a head may share its weights
+            continue
         holder, _, own = name.rpartition(".")
         parent = whole.get_submodule(holder)
         pads = img_size is not None and hasattr(parent, "padded")
