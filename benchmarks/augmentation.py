@@ -95,7 +95,7 @@ def training_step(pixels: Tensor) -> Work:
     model, recipe = mpvg.create_model(MODEL, num_classes=CLASSES), Recipe(lr=6e-4)
     optimizer, images = build_optimizer(model, recipe), Preprocessing((SIZE, SIZE), 3, MEAN, STD)(pixels)
     labels = torch.arange(len(pixels)) % CLASSES
-    return lambda: [take_step(model, optimizer, images, labels, recipe) for _ in range(TURNS)]
+    return lambda: [take_step(model, optimizer, (images,), labels, recipe) for _ in range(TURNS)]
 
 
 def measured(pixels: Tensor, *, rounds: int) -> list[dict[str, Any]]:

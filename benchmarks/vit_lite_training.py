@@ -135,7 +135,7 @@ def ours(pixels: Tensor, *, scheme: str, bf16: bool, images: bool) -> Work:
         if images:
             inputs, targets = prepare(next(drawn), RECIPE, normalise, mixup, seed=0, epoch=0)
         with autocast(device, bf16):
-            loss = training_step(model, inputs, targets, RECIPE)
+            loss = training_step(model, (inputs,), targets, RECIPE)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

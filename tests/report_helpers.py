@@ -22,7 +22,7 @@ def make_best(index: int, seeds: int, classes: Sequence[str], test: Sequence[int
         "val_accuracy": 0.905,
         "accuracy": sum(right) / sum(test),
         "per_class": [
-            {"name": name, "images": images, "accuracy": count / images if images else None}
+            {"name": name, "samples": images, "accuracy": count / images if images else None}
             for name, images, count in zip(classes, test, right, strict=True)
         ],
         "confusion": sorted(cell for cell in cells if cell[2]),
@@ -57,6 +57,7 @@ def make_scheme(
     return {
         "scheme": name,
         "description": f"What {name} does.",
+        "shuffled": None,
         "parameters": 54321,
         "mean": 0.9222,
         "low": interval[0],
@@ -85,6 +86,7 @@ def make_summary(
             "train": sum(train),
             "val": 287,
             "test": sum(test),
+            "unit": "images",
             "image_size": [8, 8],
             "channels": 1,
             "classes": list(classes),

@@ -71,7 +71,9 @@ def test_a_comparison(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         name = re.sub(r"[^a-z0-9_]+", "-", row["scheme"])
         card, model = load_model(one / "runs" / f"{name}-seed{row['seed']}.safetensors")
         assert (card.scheme, card.classes, card.data["seed"]) == (row["scheme"], data.classes, int(row["seed"]))
-        assert evaluate(model, card.preprocessing, *to_tensors(data.test)).accuracy == float(row["accuracy"])
+        pixels, labels = to_tensors(data.test)
+        outcome = evaluate(model, [((card.preprocessing(pixels),), labels)])
+        assert outcome.accuracy == float(row["accuracy"])
 
     # the numbers do not depend on the number of workers
     assert compare(dataset, two, "--workers", "2") == 0

@@ -17,7 +17,7 @@ from mpvg.compare.rates import Job, choose
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import balanced_accuracy, best_run, describe, has_converged, rise_over_last_fifth, summarise
 from mpvg.compare.training import Length, evaluate, train_and_test
-from mpvg.data.preprocessing import Preprocessing, to_tensors
+from mpvg.data.preprocessing import to_tensors
 from mpvg.data.sources import Split, load_data
 from mpvg.errors import NonFiniteLossError
 from mpvg.scheme import PositionScheme
@@ -60,7 +60,9 @@ def test_what_every_step_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spy(model: Any, images: Any, labels: Any, recipe: Recipe) -> Any:
         first = model.blocks[0].attn.qkv.weight.detach().clone() if not seen else None
-        seen.append({"first": first, "batch": images, "smoothing": recipe.label_smoothing, "training": model.training})
+        seen.append(
+            {"first": first, "batch": images[0], "smoothing": recipe.label_smoothing, "training": model.training}
+        )
         return true_step(model, images, labels, recipe)
 
     rates: list[float] = []
@@ -106,7 +108,7 @@ def test_the_loss_has_smoothed_labels() -> None:
     with torch.no_grad():
         log = model.eval()(images).log_softmax(1)
     expected = -(0.8 * log[torch.arange(4), labels] + 0.2 * log.mean(1)).mean().item()
-    loss = steps.training_step(model, images, labels, Recipe(label_smoothing=0.2))
+    loss = steps.training_step(model, (images,), labels, Recipe(label_smoothing=0.2))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -161,10 +163,11 @@ def test_schemes_that_are_one_in_a_family_are_told() -> None:
         "steps": 5,
         "accuracy": 0.5,
         "val_accuracy": 0.5,
+        "shuffled_accuracy": None,
         "confusion": [[0, 0, 20], [1, 0, 20]],
         "curve": {"step": [5], "val_accuracy": [0.5]},
-        "train_images": 8,
-        "val_images": 2,
+        "train_samples": 8,
+        "val_samples": 2,
         "hardware": "a laptop",
         "versions": {},
         "seconds": 1.0,
@@ -197,7 +200,7 @@ def test_trials_never_see_the_test_split(monkeypatch: pytest.MonkeyPatch, tmp_pa
         seen.append(split.images.tobytes())
         return to_tensors(split, device)
 
-    monkeypatch.setattr(training, "to_tensors", spy)
+    monkeypatch.setattr("mpvg.compare.images.to_tensors", spy)
     settings = Settings(data="", model="mpvg_vit_nano", epochs=1, batch_size=8, lrs=(1e-3, 1e-2))
     training.try_rate(settings, Job("mpvg", 0, 1e-3, trial=True), data, lambda done, loss: None)
     assert data.test.images.tobytes() not in seen
@@ -211,11 +214,10 @@ def test_confusions_are_counted_by_true_class() -> None:
 
     class Fixed(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return logits[images[:, 0, 0, 0].long()]
+            return logits[images]
 
-    pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None]
-    plain = Preprocessing((1, 1), 1, (0.0,), (1 / 255,))
-    outcome = evaluate(Fixed(), plain, pixels, labels)
+    halves = torch.arange(6).split(3), labels.split(3)
+    outcome = evaluate(Fixed(), [((rows,), of_rows) for rows, of_rows in zip(*halves, strict=True)])
     assert outcome.accuracy == pytest.approx(4 / 6)
     assert outcome.confusion.tolist() == [[1, 1, 0], [0, 2, 1], [0, 0, 1]]
     run = {"seed": 0, "val_accuracy": 0.5, "accuracy": 4 / 6, "confusion": [[0, 0, 1], [0, 1, 1], [1, 1, 2], [1, 2, 1]]}
@@ -223,7 +225,7 @@ def test_confusions_are_counted_by_true_class() -> None:
     assert balanced_accuracy(run, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
     best = best_run([run, better, {**run, "seed": 2, "val_accuracy": 0.6}], ("a", "b", "c"))
     assert best["seed"] == 1
-    assert best["per_class"][1] == {"name": "b", "images": 3, "accuracy": 2 / 3}
+    assert best["per_class"][1] == {"name": "b", "samples": 3, "accuracy": 2 / 3}
     assert best["per_class"][2]["accuracy"] is None
 
 

@@ -129,7 +129,7 @@ def test_only_what_is_trained_changes(family: Family, trains: str) -> None:
     }
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(3):
-        take_step(model, optimizer, x, torch.tensor([0, 1]), recipe)
+        take_step(model, optimizer, (x,), torch.tensor([0, 1]), recipe)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) != trained(family, trains, name), name
     for name, parameter in model.named_parameters():

@@ -146,7 +146,7 @@ def check_loss(config: dict[str, Any], row: Row) -> None:
     images, targets = prepare(batch, recipe, lambda pixels: pixels.float() / 255, mixup, seed=0, epoch=0)
     assert images.shape == pixels.shape
     logits = torch.randn(8, row.classes)
-    loss = training_step(lambda _: logits, images, targets, recipe)
+    loss = training_step(lambda _: logits, (images,), targets, recipe)
     if row.mixup is None:
         assert mixup is None
         assert loss.item() == pytest.approx(-logits.log_softmax(1)[torch.arange(8), labels].mean().item(), rel=1e-5)

@@ -21,9 +21,11 @@ import mpvg
 from mpvg.checkpoint import load_model
 from mpvg.cli import main
 from mpvg.compare import training
+from mpvg.compare.images import ImageFeed
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.data.augmentation import Augmentation
+from mpvg.data.preprocessing import to_tensors
 from mpvg.data.sources import load_data
 from mpvg.train.build import model_arguments
 from mpvg.train.module import ImageClassification
@@ -68,8 +70,8 @@ def test_fit_test_and_load(dataset: str, tmp_path: Path, capsys: pytest.CaptureF
     images = load_data(dataset)
     card, model = load_model(out / "best.safetensors")
     assert (card.model, card.scheme, card.classes) == ("mpvg_vit_nano", "mpvg:last_norm=2", ("0", "1", "2"))
-    pixels, labels = training.to_tensors(images.test)
-    outcome = training.evaluate(model, card.preprocessing, pixels, labels)
+    pixels, labels = to_tensors(images.test)
+    outcome = training.evaluate(model, [((card.preprocessing(pixels),), labels)])
     assert tested["accuracy"] == pytest.approx(outcome.accuracy, abs=1e-6)
     assert tested["loss"] == pytest.approx(outcome.loss, abs=1e-5)
     assert tested["scheme"] == "mpvg:last_norm=2"
@@ -94,7 +96,8 @@ def test_fit_is_the_training_of_compare(changed: dict[str, Any], dataset: str, t
     _, ours = load_model(out / "last.ckpt")
     for name, value in trained.built.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
-    assert trained.built.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
+    assert isinstance(trained.built.feed, ImageFeed)
+    assert trained.built.feed.preprocessing == load_model(out / "last.ckpt")[0].preprocessing
 
 
 def test_fit_is_compare_with_all_that_a_recipe_draws(dataset: str, tmp_path: Path) -> None:
@@ -116,7 +119,9 @@ def test_fit_is_compare_with_all_that_a_recipe_draws(dataset: str, tmp_path: Pat
     choices = Recipe(**of_recipe, schedule=Schedule(**of_schedule), augmentation=Augmentation(**drawn))  # type: ignore[arg-type]
     settings = Settings(data=dataset, model="mpvg_vit_nano", epochs=3, batch_size=8, lrs=(0.01,), recipe=choices)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "model_arguments", lambda *of_images: model_arguments(*of_images) | arguments)
+        patched.setattr(
+            "mpvg.compare.images.model_arguments", lambda *of_images: model_arguments(*of_images) | arguments
+        )
         trained = training.train(settings, Job("mpvg", 3, 0.01), load_data(dataset), lambda done, loss: None)
     for name, value in trained.built.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name

@@ -20,11 +20,13 @@ from mpvg.fold import fold
 from mpvg.train.build import check_build, check_scheme, model_arguments
 from mpvg.weight_files import CARD, read_file, weights_of_fit
 
-if TYPE_CHECKING:  # it needs what only dense tasks need
+if TYPE_CHECKING:  # they need what only their tasks need
     from mpvg.dense.card import DenseCard
+    from mpvg.sequence_card import SequenceCard
 
 CLASSIFICATION = "classification"
-AnyCard = Union["Card", "DenseCard"]
+OF_SEQUENCES = ("text", "series")
+AnyCard = Union["Card", "DenseCard", "SequenceCard"]
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,14 @@ def task_of(path: str | Path) -> str:
 
 
 def card_from_dict(found: Mapping[str, Any]) -> AnyCard:
-    """Return the card of a classifier, a detector or a segmenter, after a way through JSON or not."""
-    if found.get("task", CLASSIFICATION) == CLASSIFICATION:
+    """Return the card of a model for any task, after a way through JSON or not."""
+    task = found.get("task", CLASSIFICATION)
+    if task == CLASSIFICATION:
         return Card.from_dict(found)
+    if task in OF_SEQUENCES:
+        from mpvg.sequence_card import SequenceCard
+
+        return SequenceCard.from_dict(found)
     from mpvg.dense.card import DenseCard
 
     return DenseCard.from_dict(found)
@@ -196,16 +203,15 @@ def _unusable(path: Path, error: Exception) -> UserError:
 
 
 def load_model(path: str | Path, *, ema: bool | None = None) -> tuple[Card, Any]:
-    """Rebuild the classifier of a checkpoint, in eval mode; arguments are those of `load_any`.
+    """Rebuild the classifier of images in a checkpoint, in eval mode; arguments are those of `load_any`.
 
     Raises:
-        UserError: The checkpoint cannot be used, or is a detector's or a segmenter's.
+        UserError: The checkpoint cannot be used, or is of another task.
     """
     card, model = load_any(path, ema=ema)
     if not isinstance(card, Card):
-        raise UserError(
-            f"{path} is a checkpoint of {card.task}, and this is for classification: use mpvg test or mpvg predict."
-        )
+        others = f"use mpvg {'analyze' if card.task in OF_SEQUENCES else 'test or mpvg predict'}"
+        raise UserError(f"{path} is a checkpoint of {card.task}, and this is for classification of images: {others}.")
     return card, model
 
 

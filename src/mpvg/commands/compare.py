@@ -7,16 +7,34 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mpvg.checkpoint import CLASSIFICATION, OF_SEQUENCES
 from mpvg.commands.options import device, need, part, positive, rates, split_schemes
 from mpvg.create import check_name
-from mpvg.errors import RunError
+from mpvg.data.augmentation import Augmentation
+from mpvg.errors import RunError, UserError
 from mpvg.out import source_name
 from mpvg.train.recipe import Recipe, default_lr
 
 DEFAULT_SCHEMES = "default,gap,lape,lape_gap,pvg,mpvg"
 _ON_A_GPU = 4  # workers that share it
+
+
+class Defaults(NamedTuple):
+    """What a task is compared on unless told."""
+
+    data: str
+    model: str
+    epochs: int
+    batch_size: int
+
+
+DEFAULTS = {
+    CLASSIFICATION: Defaults("digits", "mpvg_vit_nano", 50, 64),
+    "text": Defaults("words", "mpvg_sequence", 40, 64),
+    "series": Defaults("ItalyPowerDemand", "mpvg_sequence", 200, 16),
+}
 
 _EXAMPLES = """examples:
   mpvg compare
@@ -24,41 +42,51 @@ _EXAMPLES = """examples:
   mpvg compare --data pathmnist.npz --lr 0.001,0.002,0.004 --dry-run
   mpvg compare --data FashionMNIST:/datasets --schemes 'mpvg,mpvg:last_norm=3,mpvg:hierarchical=false'
   mpvg compare --pretrained runs/fit/best.safetensors --schemes gap,mpvg --layer-decay 0.75
-  mpvg compare --pretrained runs/fit/best.safetensors --schemes gap,lape_gap,mpvg --trains positions"""
+  mpvg compare --pretrained runs/fit/best.safetensors --schemes gap,lape_gap,mpvg --trains positions
+  mpvg compare --task text --data reviews/ --epochs 6 --lr 0.0005,0.001,0.002
+  mpvg compare --task series --data GunPoint_TRAIN.ts GunPoint_TEST.ts --seeds 5"""
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="train position schemes side by side on a set of images",
-        description="Train position schemes side by side on a set of images and tell whether they differ.",
+        help="train position schemes side by side on a set of images, sentences or time series",
+        description="Train position schemes side by side on one labelled set and tell whether they differ.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add(
+        "--task",
+        choices=tuple(DEFAULTS),
+        default=CLASSIFICATION,
+        help=f"what is classified: images ({CLASSIFICATION}), text or series ({CLASSIFICATION})",
+    )
+    add(
         "--data",
-        default="digits",
+        nargs="+",
         metavar="SOURCE",
-        help="digits, a folder with train/ and test/, an .npz, or NAME:FOLDER of a torchvision set (digits)",
+        help="images: digits, a folder with train/ and test/, an .npz, or NAME:FOLDER of a torchvision set (digits); "
+        "text: a folder with train.tsv, dev.tsv and test.tsv of sentence<TAB>label (words, synthetic); series: a file "
+        "to train on and one to test on, .ts or .csv, or a set of sktime's (ItalyPowerDemand)",
     )
     add(
         "--model",
-        default="mpvg_vit_nano",
         metavar="NAME",
-        help="an mpvg_* model, or one of timm's plain vision transformers and Swins (mpvg_vit_nano)",
+        help="an mpvg_* model, or one of timm's plain vision transformers and Swins (mpvg_vit_nano; mpvg_sequence for "
+        "text and series)",
     )
     add("--schemes", default=DEFAULT_SCHEMES, metavar="A,B,...", help=f"compared to the first ({DEFAULT_SCHEMES})")
     add("--seeds", type=positive, default=3, metavar="N", help="runs a scheme, with seeds from 0 (3)")
-    add("--epochs", type=positive, default=50, metavar="E", help="passes over the training images (50)")
-    add("--batch-size", type=positive, default=64, metavar="B", help="images a step (64)")
+    add("--epochs", type=positive, metavar="E", help="passes over the training split (50; text 40, series 200)")
+    add("--batch-size", type=positive, metavar="B", help="samples a step (64; series 16)")
     add(
         "--lr",
         type=rates,
         metavar="A,B,...",
         help="peak learning rate of AdamW; of several, each scheme takes the best on the validation split "
-        "(0.192 / the model's width, which is 0.004 for mpvg_vit_nano)",
+        "(0.192 / the model's width: 0.004 for mpvg_vit_nano, 0.003 for mpvg_sequence)",
     )
     add("--layer-decay", type=float, metavar="F", help="each block's rate is F times the next one's, 0.75 say (none)")
     add(
@@ -90,6 +118,14 @@ def add_parser(commands: Any) -> None:
         "--img-size", type=positive, metavar="PIXELS", help="resize to this side (none, but mixed sizes to the model's)"
     )
     add("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and say which")
+    add("--max-length", type=positive, metavar="N", help="cut longer sentences to N words, longer series to N steps")
+    add("--patch-size", type=positive, metavar="P", help="steps of a series that make a token (at most 64 tokens)")
+    add("--impute", action="store_true", help="fill in missing values of series, between their neighbours in time")
+    add(
+        "--shuffle-tokens",
+        action="store_true",
+        help="train and test with the tokens of each sequence in random order: what is left needs no order",
+    )
     add("--out", type=Path, metavar="DIR", help="folder for results; finished runs are kept (runs/compare-DATA-MODEL)")
     add("--overwrite", action="store_true", help="begin anew where the folder holds another configuration")
     add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -100,6 +136,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     need("compare", ("jinja2", "matplotlib", "PIL", "rich", "scipy", "sklearn"), extra="compare")
+    if arguments.task == "text":
+        need("compare --task text", ("tokenizers",), extra="sequences")
     from rich.console import Console
 
     from mpvg.compare import compare
@@ -107,25 +145,29 @@ def run(arguments: argparse.Namespace) -> int:
     from mpvg.compare.plan import plan
     from mpvg.compare.settings import Settings
 
+    defaults, sequences = DEFAULTS[arguments.task], _of_sequences(arguments)
+    model = arguments.model or defaults.model
     settings = Settings(
-        data=arguments.data,
-        model=check_name(arguments.model),
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        lrs=arguments.lr or (default_lr(arguments.model),),
+        data=_sources(arguments),
+        model=model,
+        epochs=arguments.epochs or defaults.epochs,
+        batch_size=arguments.batch_size or defaults.batch_size,
+        lrs=arguments.lr or (default_lr(check_name(model)),),
         recipe=Recipe(
             layer_decay=arguments.layer_decay,
             trains=arguments.trains,
             last_norm_bias_lr=arguments.last_norm_bias_lr,
+            augmentation=Augmentation() if sequences is None else Augmentation(shift=0.0),
         ),
         val_fraction=arguments.val_fraction,
         img_size=arguments.img_size,
         skip_bad_images=arguments.skip_bad_images,
         pretrained=arguments.pretrained == "true" or arguments.pretrained,
         preserve=not arguments.no_preserve,
+        sequences=sequences,
     )
     schemes = split_schemes(arguments.schemes)
-    out = arguments.out or Path("runs", f"compare-{source_name(settings.data)}-{settings.model}")
+    out = arguments.out or Path("runs", f"compare-{source_name(settings.sources[0])}-{settings.model}")
     console = Console(stderr=arguments.json)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a file or pipe has no width to fit
@@ -149,10 +191,47 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sources(arguments: argparse.Namespace) -> str | tuple[str, ...]:
+    found: list[str] = arguments.data or [DEFAULTS[arguments.task].data]
+    if arguments.task != CLASSIFICATION:
+        return tuple(found)
+    if len(found) > 1:
+        raise UserError(f"--data {' '.join(found)}: images have one source. Several files are for --task series.")
+    return found[0]
+
+
+def _of_sequences(arguments: argparse.Namespace) -> Any:
+    """Return what is asked of text or series, None for images; refuse what is another task's."""
+    from mpvg.compare.settings import SequenceOptions
+
+    asked = {
+        "--max-length": (arguments.max_length, OF_SEQUENCES),
+        "--shuffle-tokens": (arguments.shuffle_tokens, OF_SEQUENCES),
+        "--patch-size": (arguments.patch_size, ("series",)),
+        "--impute": (arguments.impute, ("series",)),
+        "--img-size": (arguments.img_size, (CLASSIFICATION,)),
+        "--skip-bad-images": (arguments.skip_bad_images, (CLASSIFICATION,)),
+        "--pretrained": (arguments.pretrained, (CLASSIFICATION,)),
+        "--no-preserve": (arguments.no_preserve, (CLASSIFICATION,)),
+    }
+    for option, (value, tasks) in asked.items():
+        if value and arguments.task not in tasks:
+            raise UserError(f"{option} is for --task {' or '.join(tasks)}, not for {arguments.task}: leave it out.")
+    if arguments.task == CLASSIFICATION:
+        return None
+    return SequenceOptions(
+        task=arguments.task,
+        max_length=arguments.max_length,
+        patch_size=arguments.patch_size,
+        impute=arguments.impute,
+        shuffle_tokens=arguments.shuffle_tokens,
+    )
+
+
 def _command(arguments: argparse.Namespace, settings: Any) -> str:
     """Return the command that makes the same comparison again."""
+    sequences = settings.sequences
     options = {
-        "--data": settings.data,
         "--model": settings.model,
         "--schemes": arguments.schemes,
         "--seeds": arguments.seeds,
@@ -165,7 +244,16 @@ def _command(arguments: argparse.Namespace, settings: Any) -> str:
         "--pretrained": "true" if settings.pretrained is True else settings.pretrained or None,
         "--val-fraction": settings.val_fraction,
         "--img-size": settings.img_size,
+        "--max-length": sequences and sequences.max_length,
+        "--patch-size": sequences and sequences.patch_size,
     }
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    switches = {"--no-preserve": not settings.preserve, "--skip-bad-images": settings.skip_bad_images}
-    return shlex.join(["mpvg", "compare", *words, *(switch for switch, on in switches.items() if on)])
+    switches = {
+        "--no-preserve": not settings.preserve,
+        "--skip-bad-images": settings.skip_bad_images,
+        "--impute": sequences is not None and sequences.impute,
+        "--shuffle-tokens": sequences is not None and sequences.shuffle_tokens,
+    }
+    task = [] if sequences is None else ["--task", sequences.task]
+    on = [switch for switch, is_on in switches.items() if is_on]
+    return shlex.join(["mpvg", "compare", *task, "--data", *settings.sources, *words, *on])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from jsonargparse import ActionConfigFile
 
-from mpvg.checkpoint import AnyCard, Card, load_any
+from mpvg.checkpoint import OF_SEQUENCES, AnyCard, Card, load_any
 from mpvg.commands.options import device, need_dense
 from mpvg.commands.yaml_options import Parser
 from mpvg.data.images import BadImageError, find_images
@@ -48,6 +48,8 @@ def run(args: Sequence[str]) -> int:
 
     files = [file for path in options.images for file in find_images(Path(path).expanduser())]
     card, model = load_any(options.ckpt, ema=options.ema)
+    if not isinstance(card, Card) and card.task in OF_SEQUENCES:
+        raise UserError(f"{options.ckpt} is a checkpoint of {card.task}, and mpvg predict looks at images.")
     shown = _names(options, card, model) if isinstance(card, Card) else _dense(options, card, model, files)
     bad: list[BadImageError] = []
     try:

@@ -92,6 +92,9 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     table.add_column(f"minus {first}", justify="right")
     table.add_column("in words")
     table.add_column("rise*", justify="right")
+    shuffles = all(entry["shuffled"] is not None for entry in summary["schemes"])
+    if shuffles:
+        table.add_column("shuffled %", justify="right")
     for entry in summary["schemes"]:
         difference = entry["difference"]
         table.add_row(
@@ -100,6 +103,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
             "" if difference is None else _interval(difference, sign="+"),
             "" if difference is None else difference["verdict"].removesuffix(f" than {first}"),
             f"{100 * entry['rise']:+.2f}",
+            *([f"{100 * entry['shuffled']:.2f}"] if shuffles else []),
         )
     console.print(table)
     for note in summary["notes"]:

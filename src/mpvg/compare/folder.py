@@ -10,7 +10,7 @@ from typing import Any
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.data.fingerprint import fingerprint
-from mpvg.data.sources import ImageData
+from mpvg.data.splits import LabelledSet
 from mpvg.out import OutFolder
 from mpvg.weight_files import hash_of_weights
 
@@ -21,10 +21,10 @@ class RunFolder(OutFolder):
     Args:
         path: The folder.
         settings: The configuration.
-        data: The images.
+        data: The labelled set.
     """
 
-    def __init__(self, path: Path, settings: Settings, data: ImageData) -> None:
+    def __init__(self, path: Path, settings: Settings, data: LabelledSet) -> None:
         hashes = {"data_hash": fingerprint(data), "pretrained_hash": hash_of_weights(settings.pretrained)}
         configuration = {**settings.as_dict(), **hashes}
         results = ("runs/*.json", "runs/*.safetensors", "trials/*.json", "results.csv", "summary.json", "report.html")
@@ -47,7 +47,8 @@ class RunFolder(OutFolder):
         """Return a job's record, or None where it has not finished or its file is damaged."""
         try:
             record = json.loads(self.file_of(job).read_text(encoding="utf-8"))
-            whole = "hardware" in record and all(record[key] == value for key, value in job._asdict().items())
+            complete = "hardware" in record and (job.trial or "shuffled_accuracy" in record)  # older runs have not all
+            whole = complete and all(record[key] == value for key, value in job._asdict().items())
             return record if whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from mpvg.compare.folder import RunFolder
@@ -18,9 +17,9 @@ from mpvg.compare.inputs import load_inputs, one_and_the_same
 from mpvg.compare.rates import Job, chosen_rates, trials
 from mpvg.compare.settings import Settings
 from mpvg.compare.training import Length, build_model, evaluate
-from mpvg.data.preprocessing import eval_batch_size, to_tensors
+from mpvg.data.holdout import split_validation
 from mpvg.data.remarks import remarks
-from mpvg.data.sources import ImageData, split_validation
+from mpvg.data.splits import LabelledSet
 from mpvg.train.optimizer import build_optimizer
 from mpvg.train.steps import take_step
 
@@ -86,13 +85,13 @@ def plan(
     }
 
 
-def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str) -> float:
+def seconds_of(settings: Settings, scheme: str, data: LabelledSet, *, device: str) -> float:
     """Return about how many seconds one run of a scheme takes in one worker, from a few of its steps.
 
     Args:
         settings: The configuration.
         scheme: The scheme.
-        data: The images.
+        data: The labelled set.
         device: Where the workers would compute.
 
     Returns:
@@ -104,18 +103,18 @@ def seconds_of(settings: Settings, scheme: str, data: ImageData, *, device: str)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:
-        built = build_model(settings, scheme, data, train)
-        model, preprocessing = built.model.to(device), built.preprocessing
+        built = build_model(settings, scheme, data, train, device=device)
+        model, feed = built.model, built.feed
         optimizer = build_optimizer(model, recipe)
-        pixels, labels = to_tensors(train.take(np.arange(schedule.batch_size)), device)
-        a_step = _timed(partial(take_step, model, optimizer, preprocessing(pixels), labels, recipe))
-        seen = min(eval_batch_size(preprocessing.size), len(data.test))
-        pixels, labels = to_tensors(data.test.take(np.arange(seen)), device)
-        an_image = _timed(lambda: evaluate(model, preprocessing, pixels, labels)) / seen
+        batch = next(feed.batches(feed.place(train), batch_size=schedule.batch_size, seed=0, epoch=0))
+        inputs, targets = feed.prepare(batch, seed=0, epoch=0)
+        a_step = _timed(partial(take_step, model, optimizer, inputs, targets, recipe))
+        read = next(iter(feed.readings(feed.place(data.test))))
+        a_sample = _timed(lambda: evaluate(model, [read])) / len(read[1])
     finally:
         torch.set_num_threads(threads)
     evaluated = len(schedule.curve_steps(len(val))) * len(val) + 2 * len(data.test)
-    return schedule.steps * a_step + evaluated * an_image
+    return schedule.steps * a_step + evaluated * a_sample
 
 
 def _timed(do: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.compare.summary import hardware, versions
 from mpvg.compare.training import train_and_test, try_rate
-from mpvg.data.sources import ImageData
+from mpvg.data.splits import LabelledSet
 from mpvg.errors import NonFiniteLossError, RunError
 from mpvg.files import write_atomically
 
@@ -41,12 +41,12 @@ class Workers:
     Args:
         count: Number of processes; results do not depend on it.
         settings: The configuration.
-        data: The images.
+        data: The labelled set.
         folder: Where finished jobs go.
         device: Where all of them compute, "cpu" or a GPU that they share.
     """
 
-    def __init__(self, count: int, settings: Settings, data: ImageData, folder: RunFolder, *, device: str) -> None:
+    def __init__(self, count: int, settings: Settings, data: LabelledSet, folder: RunFolder, *, device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.others = set(multiprocessing.active_children())
         self.events: Any = context.Queue()
@@ -107,10 +107,10 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_worker: tuple[Settings, ImageData, RunFolder, str, Any]
+_worker: tuple[Settings, LabelledSet, RunFolder, str, Any]
 
 
-def _start_worker(settings: Settings, data: ImageData, folder: RunFolder, device: str, events: Any) -> None:
+def _start_worker(settings: Settings, data: LabelledSet, folder: RunFolder, device: str, events: Any) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

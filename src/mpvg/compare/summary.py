@@ -16,7 +16,7 @@ import mpvg
 from mpvg.compare.inputs import one_and_the_same
 from mpvg.compare.settings import Settings
 from mpvg.data.remarks import remarks
-from mpvg.data.splits import ImageData
+from mpvg.data.splits import LabelledSet
 from mpvg.files import as_csv
 from mpvg.machine import machine_name
 from mpvg.scheme import PositionScheme
@@ -79,29 +79,29 @@ def best_run(runs: Sequence[Run], classes: Sequence[str]) -> dict[str, Any]:
     return {
         **{key: best[key] for key in ("seed", "val_accuracy", "accuracy", "confusion")},
         "per_class": [
-            {"name": name, "images": images, "accuracy": right / images if images else None}
-            for name, (right, images) in zip(classes, _right_of_all(best, len(classes)), strict=True)
+            {"name": name, "samples": samples, "accuracy": right / samples if samples else None}
+            for name, (right, samples) in zip(classes, _right_of_all(best, len(classes)), strict=True)
         ],
     }
 
 
 def _right_of_all(run: Run, classes: int) -> list[tuple[int, int]]:
-    """Return (images told right, images) for each true class."""
+    """Return (samples told right, samples) for each true class."""
     counted = [(0, 0)] * classes
     for true, predicted, count in run["confusion"]:
-        right, images = counted[true]
-        counted[true] = (right + count * (true == predicted), images + count)
+        right, samples = counted[true]
+        counted[true] = (right + count * (true == predicted), samples + count)
     return counted
 
 
 def balanced_accuracy(run: Run, classes: int) -> float:
-    """Return the mean of the accuracies of the classes that have test images."""
-    return fmean(right / images for right, images in _right_of_all(run, classes) if images)
+    """Return the mean of the accuracies of the classes that have test samples."""
+    return fmean(right / samples for right, samples in _right_of_all(run, classes) if samples)
 
 
 def summarise(
     settings: Settings,
-    data: ImageData,
+    data: LabelledSet,
     schemes: Sequence[str],
     runs: Sequence[Run],
     lr_trials: Mapping[str, Any] | None,
@@ -111,7 +111,7 @@ def summarise(
 
     Args:
         settings: The configuration.
-        data: The images, for their counts and names.
+        data: The labelled set, for its counts and names.
         schemes: Schemes in the order shown; differences are to the first.
         runs: One record a scheme and seed.
         lr_trials: What was tried to choose learning rates.
@@ -139,6 +139,7 @@ def summarise(
                 "lr": of_scheme[0]["lr"],
                 **student_interval(accuracies)._asdict(),
                 "difference": difference,
+                "shuffled": _shuffled(of_scheme),
                 "balanced_accuracy": fmean(balanced_accuracy(run, len(data.classes)) for run in of_scheme),
                 "best": best_run(of_scheme, data.classes),
                 "rise": fmean(map(rise_over_last_fifth, of_scheme)),
@@ -150,11 +151,11 @@ def summarise(
         "command": command,
         "data": {
             "name": data.name,
-            "train": runs[0]["train_images"],
-            "val": runs[0]["val_images"],
+            "train": runs[0]["train_samples"],
+            "val": runs[0]["val_samples"],
             "test": len(data.test),
-            "image_size": list(data.image_size),
-            "channels": data.channels,
+            "unit": data.unit,
+            **facts_of(settings, data),
             "classes": list(data.classes),
             "class_counts": {"train": list(data.class_counts), "test": _counts(data)},
             "skipped": list(data.skipped),
@@ -169,6 +170,23 @@ def summarise(
         "schemes": entries,
         "notes": _notes(settings, data, schemes, runs, lr_trials),
     }
+
+
+def _shuffled(runs: Sequence[Run]) -> float | None:
+    """Return the mean accuracy on shuffled tokens; None where it was not looked at."""
+    found = [run["shuffled_accuracy"] for run in runs]
+    return None if None in found else fmean(found)
+
+
+def facts_of(settings: Settings, data: LabelledSet) -> Mapping[str, Any]:
+    """Return what is to be told of the samples' shape."""
+    if settings.sequences is None:
+        from mpvg.compare.images import image_facts
+
+        return image_facts(data)  # type: ignore[arg-type]
+    from mpvg.compare.sequences import sequence_facts
+
+    return sequence_facts(settings, data)  # type: ignore[arg-type]
 
 
 def _start(settings: Settings, runs: Sequence[Run]) -> list[str]:
@@ -200,13 +218,13 @@ def _fine_tuning(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _counts(data: ImageData) -> list[int]:
+def _counts(data: LabelledSet) -> list[int]:
     return numpy.bincount(data.test.labels, minlength=len(data.classes)).tolist()
 
 
 def _notes(
     settings: Settings,
-    data: ImageData,
+    data: LabelledSet,
     schemes: Sequence[str],
     runs: Sequence[Run],
     lr_trials: Mapping[str, Any] | None,
@@ -219,17 +237,24 @@ def _notes(
     if len(schemes) > 1:
         notes.append(
             f"Differences to {schemes[0]} are paired by seed: under one seed all schemes share the split, the order of "
-            "images, their shifts and the initial values of the parameters they have in common."
+            f"{data.unit}{', their shifts' if settings.sequences is None else ''} and the initial values of the "
+            "parameters they have in common."
+        )
+    if settings.sequences is not None:
+        trained = " They were trained on shuffled tokens too." if settings.sequences.shuffle_tokens else ""
+        notes.append(
+            f"Shuffled: the same models on the test split with each sequence's tokens in random order.{trained}"
         )
     if seeds > 1:
         notes += [
-            "All runs share one test split: intervals tell how results vary from seed to seed, not on other images.",
+            "All runs share one test split: intervals tell how results vary from seed to seed, not on other "
+            f"{data.unit}.",
             "Intervals are not adjusted for several comparisons.",
         ]
     notes += _start(settings, runs) + _fine_tuning(settings.recipe)
     part = f"{100 * settings.val_fraction:g} % of train, drawn by seed"
     source = part if data.val is None else "the source's own"
-    notes.append(f"Validation split: {runs[0]['val_images']} images, {source}.")
+    notes.append(f"Validation split: {runs[0]['val_samples']} {data.unit}, {source}.")
     if lr_trials is not None:
         edge = [entry["scheme"] for entry in lr_trials["by_scheme"] if entry["at_edge"]]
         notes.append(
@@ -248,7 +273,9 @@ def _notes(
 
 def results_csv(settings: Settings, runs: Sequence[Run]) -> str:
     """Return one row a run: outcome, settings, versions, hardware, seconds."""
-    columns = ("scheme", "seed", "lr", "accuracy", "loss", "val_accuracy", "parameters", "steps")
+    columns = ["scheme", "seed", "lr", "accuracy", "loss", "val_accuracy", "parameters", "steps"]
+    if settings.sequences is not None:
+        columns.insert(4, "shuffled_accuracy")
     shared = {key: value for key, value in settings.as_dict().items() if key != "lr"}
     rows = [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -16,40 +16,39 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mpvg.analysis.record import correlation_by_block
-from mpvg.checkpoint import Card, save_safetensors
+from mpvg.checkpoint import save_safetensors
+from mpvg.compare.feed import Feed, Inputs, feed_of
 from mpvg.compare.rates import Job
 from mpvg.compare.settings import Settings
 from mpvg.create import Start, starting_point
-from mpvg.data.batches import epoch_batches
-from mpvg.data.preprocessing import Preprocessing, eval_batch_size, to_tensors
-from mpvg.data.sources import ImageData, Split, absolute_source, split_validation
+from mpvg.data.holdout import split_validation
+from mpvg.data.splits import LabelledSet
 from mpvg.errors import NonFiniteLossError
-from mpvg.train.build import model_arguments
 from mpvg.train.dropout import cheapen_dropout
 from mpvg.train.freezing import freeze
 from mpvg.train.optimizer import build_optimizer, build_schedule, set_rates
-from mpvg.train.steps import build_mixup, check_loss, prepare, seed_step, take_step
+from mpvg.train.steps import check_loss, seed_step, take_step
 
 Progress = Callable[[float, float], None]  # told the part of the steps that is done, and the training loss
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: steps, and images a step."""
+    """How long a run is: steps, and samples a step."""
 
     steps: int
     batch_size: int
 
-    def curve_steps(self, val_images: int) -> set[int]:
+    def curve_steps(self, val_samples: int) -> set[int]:
         """Return when to read the validation accuracy: 5 to 40 times, fewer where that is long beside training."""
-        trained_per_reading = self.steps * self.batch_size / val_images
+        trained_per_reading = self.steps * self.batch_size / val_samples
         points = 5 * min(max(int(trained_per_reading / 10), 1), 8)  # multiples of 5, so that one is at four fifths
         return {max(round(self.steps * point / points), 1) for point in range(1, points + 1)}
 
     @classmethod
-    def of(cls, settings: Settings, train_images: int) -> Length:
-        batch_size = min(settings.batch_size, train_images)
-        return cls(train_images // batch_size * settings.epochs, batch_size)
+    def of(cls, settings: Settings, train_samples: int) -> Length:
+        batch_size = min(settings.batch_size, train_samples)
+        return cls(train_samples // batch_size * settings.epochs, batch_size)
 
 
 class Outcome(NamedTuple):
@@ -57,7 +56,7 @@ class Outcome(NamedTuple):
 
     accuracy: float
     loss: float
-    confusion: Tensor  # images by (true class, predicted class)
+    confusion: Tensor  # samples by (true class, predicted class)
 
 
 class Trained(NamedTuple):
@@ -65,8 +64,8 @@ class Trained(NamedTuple):
 
     built: Built
     schedule: Length
-    train_images: int
-    val_images: int
+    train_samples: int
+    val_samples: int
     val: Outcome
     curve: dict[str, list[float]]
 
@@ -74,36 +73,38 @@ class Trained(NamedTuple):
 class Built(NamedTuple):
     """A model at the start of its training.
 
+    feed: What gives it its samples.
     start: What it starts from.
     told: What of these weights was not taken over, in words.
     """
 
     model: Any
-    preprocessing: Preprocessing
+    feed: Feed
     start: Start
     told: list[str]
 
 
-def build_model(settings: Settings, scheme: str, data: ImageData, train: Split) -> Built:
-    """Create the model for the data's size, channels and classes.
+def build_model(settings: Settings, scheme: str, data: LabelledSet, train: Any, *, device: str = "cpu") -> Built:
+    """Create the model for the data's sizes and classes.
 
     Args:
         settings: The configuration.
         scheme: The scheme.
-        data: The images.
-        train: Those to train on.
+        data: The labelled set.
+        train: The split to train on.
+        device: Where to compute.
     """
     start = starting_point(settings.model, scheme, pretrained=settings.pretrained, preserve=settings.preserve)
-    arguments = model_arguments(data.image_size, data.channels, len(data.classes))
-    model, told = start.build(scheme, **arguments)
+    feed = feed_of(settings, data, train, start=start, device=device)
+    model, told = start.build(scheme, **feed.model_arguments)
     freeze(model, settings.recipe.trains)
-    return Built(model, Preprocessing.of(train).with_normalisation(start.origin.normalisation), start, told)
+    return Built(model.to(device), feed, start, told)
 
 
 def train_and_test(
     settings: Settings,
     job: Job,
-    data: ImageData,
+    data: LabelledSet,
     report: Progress,
     *,
     device: str = "cpu",
@@ -111,13 +112,13 @@ def train_and_test(
 ) -> dict[str, Any]:
     """Train one scheme with one seed and test it.
 
-    The split, the order of batches, the shifts and the initial value of every parameter that schemes share depend on
-    the seed alone, so that differences between schemes of one seed are paired.
+    The split, the order of batches, what is drawn of a sample and the initial value of every parameter that schemes
+    share depend on the seed alone, so that differences between schemes of one seed are paired.
 
     Args:
         settings: The configuration.
         job: Scheme, seed and learning rate.
-        data: The images.
+        data: The labelled set.
         report: Called about a hundred times.
         device: Where to compute.
         weights: The .safetensors file to keep the trained model in.
@@ -130,39 +131,43 @@ def train_and_test(
     """
     started = time.perf_counter()
     trained = train(settings, job, data, report, device=device)
-    model, preprocessing, start, told = trained.built
+    model, feed, start, told = trained.built
     if weights is not None:
-        save_safetensors(weights, _card(settings, job, data, preprocessing, start), model)
-    pixels, labels = to_tensors(data.test, device)
-    test = evaluate(model, preprocessing, pixels, labels)
-    shown = torch.linspace(0, len(pixels) - 1, min(len(pixels), eval_batch_size(preprocessing.size))).long()
-    correlations = correlation_by_block(model.eval(), preprocessing(pixels[shown]))  # spread: files come by class
+        card = feed.card(settings, scheme=job.scheme, seed=job.seed, start=start, classes=data.classes)
+        save_safetensors(weights, card, model)
+    tested = feed.place(data.test)
+    test = evaluate(model, feed.readings(tested))
+    correlations = correlation_by_block(model.eval(), *feed.sample(tested))
+    shuffled = feed.shuffled(tested)
     return {
         **job._asdict(),
         "accuracy": test.accuracy,
         "loss": test.loss if isfinite(test.loss) else None,
         "val_accuracy": trained.val.accuracy,
+        "shuffled_accuracy": None if shuffled is None else evaluate(model, feed.readings(shuffled)).accuracy,
         "confusion": _nonzero(test.confusion),
         "built_as": str(model.scheme),
         "not_taken_over": told,
         "first_block": model.plan.blocks[0] is not None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trained.schedule.steps,
-        "train_images": trained.train_images,
-        "val_images": trained.val_images,
+        "train_samples": trained.train_samples,
+        "val_samples": trained.val_samples,
         "seconds": time.perf_counter() - started,
         "curve": trained.curve,
         "correlation": {"block": list(correlations), "value": list(correlations.values())} if correlations else None,
     }
 
 
-def try_rate(settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu") -> dict[str, Any]:
+def try_rate(
+    settings: Settings, job: Job, data: LabelledSet, report: Progress, *, device: str = "cpu"
+) -> dict[str, Any]:
     """Train one scheme with one learning rate and read the validation split; the test split is not touched.
 
     Args:
         settings: The configuration.
         job: Scheme, seed and learning rate.
-        data: The images.
+        data: The labelled set.
         report: Called about a hundred times.
         device: Where to compute.
 
@@ -178,13 +183,13 @@ def try_rate(settings: Settings, job: Job, data: ImageData, report: Progress, *,
     return {**job._asdict(), **found, "seconds": time.perf_counter() - started}
 
 
-def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, device: str = "cpu") -> Trained:
+def train(settings: Settings, job: Job, data: LabelledSet, report: Progress, *, device: str = "cpu") -> Trained:
     """Train one scheme with one seed and learning rate.
 
     Args:
         settings: The configuration.
         job: Scheme, seed and learning rate.
-        data: The images, of which the test split is not used.
+        data: The labelled set, of which the test split is not used.
         report: Called about a hundred times.
         device: Where to compute.
 
@@ -197,11 +202,10 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     assert job.lr is not None
     recipe = replace(settings.recipe, lr=job.lr)
     train, val = split_validation(data, fraction=settings.val_fraction, seed=job.seed)
-    pixels, labels = to_tensors(train, device)
-    val_pixels, val_labels = to_tensors(val, device)
     torch.manual_seed(job.seed)
-    built = build_model(settings, job.scheme, data, train)
-    model, preprocessing = built.model.to(device), built.preprocessing
+    built = build_model(settings, job.scheme, data, train, device=device)
+    model, feed = built.model, built.feed
+    trained, watched = feed.place(train), feed.place(val)
     if device == "cpu":
         cheapen_dropout(model)
     schedule = Length.of(settings, len(train))
@@ -216,24 +220,15 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
     )
     average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
     evaluated = average.module if average is not None and recipe.ema_evaluate else model
-    mixup = build_mixup(recipe, len(data.classes), schedule.batch_size)
     curve: dict[str, list[float]] = {"step": [], "train_loss": [], "val_accuracy": []}
     points = schedule.curve_steps(len(val))
     losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
-        for batch in epoch_batches(
-            pixels,
-            labels,
-            batch_size=schedule.batch_size,
-            augmentation=recipe.augmentation,
-            mean=preprocessing.mean,
-            seed=job.seed,
-            epoch=epoch,
-        ):
+        for batch in feed.batches(trained, batch_size=schedule.batch_size, seed=job.seed, epoch=epoch):
             seed_step(job.seed, step)
-            images, targets = prepare(batch, recipe, preprocessing, mixup, seed=job.seed, epoch=epoch)
-            loss = take_step(model, optimizer, images, targets, recipe)
+            inputs, targets = feed.prepare(batch, seed=job.seed, epoch=epoch)
+            loss = take_step(model, optimizer, inputs, targets, recipe)
             if average is not None:
                 average.update(model)
             step += 1
@@ -241,7 +236,7 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
             losses.append(loss)
             check_loss(loss, what=str(job), epoch=epoch + 1, step=step, lr=job.lr)
             if step in points:
-                outcome = evaluate(evaluated, preprocessing, val_pixels, val_labels)
+                outcome = evaluate(evaluated, feed.readings(watched))
                 curve["step"].append(step)
                 curve["train_loss"].append(sum(losses) / len(losses))
                 curve["val_accuracy"].append(outcome.accuracy)
@@ -252,45 +247,27 @@ def train(settings: Settings, job: Job, data: ImageData, report: Progress, *, de
 
 
 @torch.inference_mode()
-def evaluate(model: Any, preprocessing: Preprocessing, pixels: Tensor, labels: Tensor) -> Outcome:
-    """Return what a model does with images, in eval mode.
+def evaluate(model: Any, readings: Iterable[tuple[Inputs, Tensor]]) -> Outcome:
+    """Return what a model does with a split, in eval mode.
 
     Args:
         model: The model.
-        preprocessing: Of its images.
-        pixels: Images (N, C, H, W) in uint8.
-        labels: Classes (N,).
+        readings: What it is given, with the classes (B,), in batches.
 
     Returns:
         Accuracy, mean cross-entropy and confusions.
     """
     model.eval()
-    batches = pixels.split(eval_batch_size(preprocessing.size))
-    logits = torch.cat([model(preprocessing(batch)) for batch in batches]).double()
+    answered = [(model(*inputs), labels) for inputs, labels in readings]
+    logits = torch.cat([found for found, _ in answered]).double()
+    labels = torch.cat([labels for _, labels in answered])
     classes = logits.shape[1]
     confusion = (labels * classes + logits.argmax(dim=1)).bincount(minlength=classes**2).view(classes, classes)
     accuracy = confusion.diagonal().sum().item() / len(labels)
     return Outcome(accuracy, cross_entropy(logits, labels).item(), confusion)
 
 
-def _card(settings: Settings, job: Job, data: ImageData, preprocessing: Preprocessing, start: Start) -> Card:
-    return Card(
-        model=start.name,
-        scheme=job.scheme,
-        arguments={**start.arguments, **model_arguments(data.image_size, data.channels, len(data.classes))},
-        preprocessing=preprocessing,
-        classes=data.classes,
-        data={
-            "source": absolute_source(settings.data),
-            "img_size": settings.img_size,
-            "val_fraction": settings.val_fraction,
-            "skip_bad_images": settings.skip_bad_images,
-            "seed": job.seed,
-        },
-    )
-
-
 def _nonzero(confusion: Tensor) -> list[list[int]]:
-    """Return [true class, predicted class, images] where there are images."""
+    """Return [true class, predicted class, samples] where there are samples."""
     cells = confusion.nonzero()
     return torch.cat([cells, confusion[cells[:, 0], cells[:, 1], None]], dim=1).tolist()

@@ -1,4 +1,4 @@
-"""Figures by class: confusion matrix, accuracy of each class, number of images of each class.
+"""Figures by class: confusion matrix, accuracy of each class, number of samples of each class.
 
 Margins are computed here, since matplotlib's automatic layout takes seconds where texts are many.
 """
@@ -23,7 +23,7 @@ _LEVELS = 16  # steps of colour; the cells of one colour form one path, which ke
 
 
 def opacity(share: float, *, right: bool) -> float:
-    """Return how strongly a cell shows; errors show more than their share, as most are a few images."""
+    """Return how strongly a cell shows; errors show more than their share, as most are a few samples."""
     return share if right else 0.15 + 0.85 * math.sqrt(share)
 
 
@@ -44,7 +44,7 @@ def draw_confusion(
     """Draw a confusion matrix: a row per true class, a column per predicted one.
 
     Args:
-        cells: True class, predicted class and number of images, for each pair that occurs.
+        cells: True class, predicted class and number of samples, for each pair that occurs.
         names: The classes.
         prefix: Start of every id in the SVG, unique within the page.
         label: Text alternative of the figure.
@@ -90,15 +90,16 @@ def draw_confusion(
 
 
 def draw_class_accuracy(
-    names: Sequence[str], accuracies: Sequence[Sequence[float | None]], *, prefix: str, label: str
+    names: Sequence[str], accuracies: Sequence[Sequence[float | None]], *, prefix: str, label: str, untested: str
 ) -> Markup:
     """Draw a row per class with a dot per scheme, each scheme at its own height within the rows.
 
     Args:
         names: The classes from top to bottom, by short names.
-        accuracies: The schemes' accuracies in percent, for each class; None where it has no test image.
+        accuracies: The schemes' accuracies in percent, for each class; None where it has no test sample.
         prefix: Start of every id in the SVG, unique within the page.
         label: Text alternative of the figure.
+        untested: What to write of a class without a test sample.
 
     Returns:
         The SVG element, safe to put into HTML.
@@ -116,7 +117,7 @@ def draw_class_accuracy(
             axes.plot(*zip(*found, strict=True), "o", color=colour, markersize=4.6, markeredgewidth=0, clip_on=False)
         for at, values in enumerate(accuracies):
             if all(value is None for value in values):
-                axes.text(0.02, at, "no test image", transform=axes.get_yaxis_transform(), size=10, va="center")
+                axes.text(0.02, at, untested, transform=axes.get_yaxis_transform(), size=10, va="center")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         axes.tick_params(axis="x", labeltop=True)
         axes.grid(axis="x")
@@ -124,15 +125,18 @@ def draw_class_accuracy(
         return inline_svg(figure, prefix=prefix, label=label)
 
 
-def draw_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int], *, prefix: str, label: str) -> Markup:
-    """Draw a bar per class for its training images, and write the number of its training and test images.
+def draw_counts(
+    names: Sequence[str], train: Sequence[int], test: Sequence[int], *, prefix: str, label: str, unit: str
+) -> Markup:
+    """Draw a bar per class for its training samples, and write the number of its training and test samples.
 
     Args:
         names: The classes from top to bottom, by short names.
-        train: Their training images.
-        test: Their test images.
+        train: Their training samples.
+        test: Their test samples.
         prefix: Start of every id in the SVG, unique within the page.
         label: Text alternative of the figure.
+        unit: What the samples are, "images" say.
 
     Returns:
         The SVG element, safe to put into HTML.
@@ -144,17 +148,18 @@ def draw_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int],
             axes.text(numbers[0], at, f"{NBSP}{numbers[0]:,} / {numbers[1]:,}", size=9, va="center_baseline")
         axes.set_xlim(0, 1.35 * max(train))  # room for the numbers beside the longest bar
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 5, 10)))
-        axes.set_xlabel("training images")
+        axes.set_xlabel(f"training {unit}")
         return inline_svg(figure, prefix=prefix, label=label)
 
 
-def draw_sorted_counts(train: Sequence[int], *, prefix: str, label: str) -> Markup:
-    """Draw the training images of many classes as a profile from the largest class to the smallest.
+def draw_sorted_counts(train: Sequence[int], *, prefix: str, label: str, unit: str) -> Markup:
+    """Draw the training samples of many classes as a profile from the largest class to the smallest.
 
     Args:
-        train: The training images of each class.
+        train: The training samples of each class.
         prefix: Start of every id in the SVG, unique within the page.
         label: Text alternative of the figure.
+        unit: What they are, "images" say.
 
     Returns:
         The SVG element, safe to put into HTML.
@@ -169,7 +174,7 @@ def draw_sorted_counts(train: Sequence[int], *, prefix: str, label: str) -> Mark
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 5, 10)))
         axes.set_xlabel("classes, largest first")
-        axes.set_ylabel("training images")
+        axes.set_ylabel(f"training {unit}")
         return inline_svg(figure, prefix=prefix, label=label)
 
 

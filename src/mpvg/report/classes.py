@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from mpvg.data.splits import singular
 from mpvg.report import class_figures
 from mpvg.report.svg import Drawing
 from mpvg.report.wording import listed, number_range, percent, several_seeds, tenths
@@ -20,7 +21,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Test images of one class that were taken for another."""
+    """Test samples of one class that were taken for another."""
 
     true: str
     predicted: str
@@ -39,12 +40,12 @@ class Confused:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class with its accuracy in the best run of each scheme; none if it has no test image."""
+    """One class with its accuracy in the best run of each scheme; none if it has no test sample."""
 
     index: int
     name: str
     trained: int
-    images: int
+    tested: int
     accuracies: Sequence[float | None]
 
     @property
@@ -83,17 +84,17 @@ def classes_section(summary: Entry) -> Classes:
     Returns:
         What the template needs.
     """
-    schemes = summary["schemes"]
+    schemes, unit = summary["schemes"], summary["data"]["unit"]
     rows = class_rows(summary)
     tested = [row for row in rows if row.known]
     few = len(rows) <= _DOTS_UP_TO
     compared = len(schemes) > 1
     matrix = len(rows) <= _MATRIX_UP_TO
     return Classes(
-        text=_text(schemes, rows),
-        matrices=[_matrix(scheme, at) for at, scheme in enumerate(schemes)] if matrix else [],
-        confused=[] if matrix else [Confused(one["scheme"], _score(one), confusions(one)) for one in schemes],
-        accuracy=_accuracy(schemes, rows) if few else None,
+        text=_text(schemes, rows, unit),
+        matrices=[_matrix(scheme, at, unit) for at, scheme in enumerate(schemes)] if matrix else [],
+        confused=[] if matrix else [Confused(one["scheme"], _score(one, unit), confusions(one)) for one in schemes],
+        accuracy=_accuracy(schemes, rows, unit) if few else None,
         worst=[] if few else sorted(tested, key=lambda row: row.mean)[:_MOST],
         widest=sorted(tested, key=lambda row: -row.spread)[:_MOST] if compared and not few else [],
         table=rows if len(rows) <= _TABLE_UP_TO else [],
@@ -106,23 +107,23 @@ def class_rows(summary: Entry) -> list[ClassRow]:
     by_class = zip(*(scheme["best"]["per_class"] for scheme in summary["schemes"]), strict=True)
     trained = summary["data"]["class_counts"]["train"]
     return [
-        ClassRow(index, of[0]["name"], trained[index], of[0]["images"], [one["accuracy"] for one in of])
+        ClassRow(index, of[0]["name"], trained[index], of[0]["samples"], [one["accuracy"] for one in of])
         for index, of in enumerate(by_class)
     ]
 
 
 def confusions(scheme: Entry, most: int = _MOST) -> list[Confusion]:
-    """List a scheme's most frequent confusions, most images first, then the larger share of the class."""
+    """List a scheme's most frequent confusions, most samples first, then the larger share of the class."""
     classes = scheme["best"]["per_class"]
     found = [
-        Confusion(classes[true]["name"], classes[predicted]["name"], count, count / classes[true]["images"])
+        Confusion(classes[true]["name"], classes[predicted]["name"], count, count / classes[true]["samples"])
         for true, predicted, count in scheme["best"]["confusion"]
         if true != predicted
     ]
     return sorted(found, key=lambda one: (-one.count, -one.share))[:most]
 
 
-def _text(schemes: Sequence[Entry], rows: Sequence[ClassRow]) -> str:
+def _text(schemes: Sequence[Entry], rows: Sequence[ClassRow], unit: str) -> str:
     if several_seeds(schemes):
         text = (
             "Each scheme is shown by its best run: the one with the highest validation accuracy at its end. The test "
@@ -130,34 +131,34 @@ def _text(schemes: Sequence[Entry], rows: Sequence[ClassRow]) -> str:
         )
     else:
         text = "Each scheme has one run; all that follows is counted on its test split."
-    images = [row.images for row in rows if row.images]
-    which = "any" if min(images) == max(images) else "the smallest"
-    text += f" Test images per class: {number_range(images)}; "
-    text += f"in {which} class one image makes {100 / min(images):.1f} percentage points."
-    without = [row.name for row in rows if not row.images]
+    tested = [row.tested for row in rows if row.tested]
+    which = "any" if min(tested) == max(tested) else "the smallest"
+    text += f" Test {unit} per class: {number_range(tested)}; "
+    text += f"in {which} class one {singular(unit)} makes {100 / min(tested):.1f} percentage points."
+    without = [row.name for row in rows if not row.tested]
     if without:
         more = [f"{len(without) - 5} more"] if len(without) > 5 else []
-        text += f" Without a test image, and so without an accuracy: {listed([*without[:5], *more])}."
+        text += f" Without a test {singular(unit)}, and so without an accuracy: {listed([*without[:5], *more])}."
     return text
 
 
-def _score(scheme: Entry) -> str:
+def _score(scheme: Entry, unit: str) -> str:
     best = scheme["best"]
-    images = sum(entry["images"] for entry in best["per_class"])
+    tested = sum(entry["samples"] for entry in best["per_class"])
     return (
-        f"Seed {best['seed']}: {percent(best['accuracy'])} of {images:,} test images, "
+        f"Seed {best['seed']}: {percent(best['accuracy'])} of {tested:,} test {unit}, "
         f"{percent(best['val_accuracy'])} in validation."
     )
 
 
-def _matrix(scheme: Entry, at: int) -> Drawing:
+def _matrix(scheme: Entry, at: int, unit: str) -> Drawing:
     names = [entry["name"] for entry in scheme["best"]["per_class"]]
     most = [
         f"{one.true} → {one.predicted} ({one.count:,}, {tenths(one.share)} of the class)"
         for one in confusions(scheme, most=3)
     ]
-    text = f"{_score(scheme)} " + (
-        f"Most often confused: {'; '.join(most)}." if most else "No image was misclassified."
+    text = f"{_score(scheme, unit)} " + (
+        f"Most often confused: {'; '.join(most)}." if most else f"No {singular(unit)} was misclassified."
     )
     svg = class_figures.draw_confusion(
         [(true, predicted, count) for true, predicted, count in scheme["best"]["confusion"]],
@@ -169,8 +170,8 @@ def _matrix(scheme: Entry, at: int) -> Drawing:
     return Drawing(scheme["scheme"], text, svg, wide=len(names) > 10)
 
 
-def _accuracy(schemes: Sequence[Entry], rows: Sequence[ClassRow]) -> Drawing:
-    # Classes without a test image come last.
+def _accuracy(schemes: Sequence[Entry], rows: Sequence[ClassRow], unit: str) -> Drawing:
+    # Classes without a test sample come last.
     ordered = sorted(rows, key=lambda row: row.mean if row.known else 2.0)
     names = [scheme["scheme"] for scheme in schemes]
     shown = class_figures.short_names([row.name for row in rows])
@@ -179,6 +180,7 @@ def _accuracy(schemes: Sequence[Entry], rows: Sequence[ClassRow]) -> Drawing:
         [[None if value is None else 100 * value for value in row.accuracies] for row in ordered],
         prefix="classes",
         label=f"Dot plot of the accuracy of {len(rows)} classes for {listed(names)}: see the table of every class.",
+        untested=f"no test {singular(unit)}",
     )
     run = "best run" if several_seeds(schemes) else "run"
     text = f"Each dot is the {run} of one scheme. " if len(names) > 1 else "Each dot is one class. "

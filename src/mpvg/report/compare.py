@@ -8,9 +8,9 @@ from mpvg.files import write_atomically
 from mpvg.report import figures
 from mpvg.report.class_figures import opacity
 from mpvg.report.classes import classes_section
-from mpvg.report.images import images_of
 from mpvg.report.page import template
 from mpvg.report.rates import rates_section
+from mpvg.report.samples import samples_of
 from mpvg.report.svg import SERIES_COUNT, Drawing
 from mpvg.report.wording import (
     NBSP,
@@ -22,6 +22,7 @@ from mpvg.report.wording import (
     points,
     scaled,
     several_seeds,
+    shape_in_words,
     shown_settings,
     without_position,
 )
@@ -57,7 +58,9 @@ def write_compare_report(summary: Mapping[str, Any], path: Path) -> None:
         correlation=_correlation_drawing(schemes),
         without_position=without_position(schemes),
         classes=classes_section(summary),
-        images=images_of(summary),
+        samples=samples_of(summary),
+        shuffles=all(scheme["shuffled"] is not None for scheme in schemes),
+        shape=shape_in_words(summary["data"]),
         rates=rates_section(summary["lr_trials"]),
         opacity=opacity,
         series_count=SERIES_COUNT,
@@ -158,7 +161,7 @@ def _curve_drawings(schemes: Sequence[Mapping[str, Any]]) -> list[Drawing]:
         ),
         Drawing(
             "Training loss",
-            f"The loss of the same runs on the training images. {thin}{dashed}.{scale}",
+            f"The loss of the same runs on the training split. {thin}{dashed}.{scale}",
             figures.draw_panels(
                 loss,
                 prefix="loss",

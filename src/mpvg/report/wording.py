@@ -38,7 +38,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def lead(summary: Mapping[str, Any]) -> str:
-    """Say what was trained on how many images and seeds."""
+    """Say what was trained on how many samples and seeds."""
     schemes, data = summary["schemes"], summary["data"]
     seeds = [[run["seed"] for run in scheme["runs"]] for scheme in schemes]
     fewest, most = min(map(len, seeds)), max(map(len, seeds))
@@ -51,9 +51,25 @@ def lead(summary: Mapping[str, Any]) -> str:
             count += ", the same for every scheme" if same else " per scheme"
     what = "with one position scheme" if len(schemes) == 1 else f"with each of {len(schemes)} position schemes"
     return (
-        f"The model {summary['model']} was trained {what} on {data['train']:,} images of {data['name']} ({count}) "
-        f"and scored on {data['test']:,} test images kept apart."
+        f"The model {summary['model']} was trained {what} on {data['train']:,} {data['unit']} of {data['name']} "
+        f"({count}) and scored on {data['test']:,} test {data['unit']} kept apart."
     )
+
+
+def shape_in_words(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a summary's data say of the samples' shape, as facts to list."""
+    if "image_size" in data:
+        return {"image size": " × ".join(map(str, data["image_size"])) + " pixels", "channels": data["channels"]}
+    steps = "words" if "vocab_size" in data else "steps"
+    shortest, middle, longest = data["lengths"]
+    facts = {f"{steps} of training {data['unit']}": f"{shortest} to {longest}, median {middle}"}
+    if "vocab_size" in data:
+        held_out = sum(data["class_counts"]["train"]) > data["train"]
+        of_part = "; each run knows those of the part that it is trained on" if held_out else ""
+        facts["vocabulary"] = f"{data['vocab_size']:,} words of the training split{of_part}"
+    else:
+        facts |= {"channels": data["in_chans"], "steps a token": data["patch_size"]}
+    return {**facts, "longest that the table takes": f"{data['max_length']:,} {steps}", "cut": data["cut"]}
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

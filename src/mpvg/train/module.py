@@ -179,7 +179,7 @@ class ImageClassification(Training):
         images, labels = prepare(
             batch, self.recipe, self._normalise, self.mixup, seed=self.seed, epoch=self.current_epoch
         )
-        loss = training_step(self.model, images, labels, self.recipe)
+        loss = training_step(self.model, (images,), labels, self.recipe)
         self.watch_step(loss)
         return loss
 

@@ -93,12 +93,12 @@ def prepare(
     return erased(normalise(pixels.round_())), targets
 
 
-def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+def training_step(model: Any, inputs: tuple[Tensor, ...], labels: Tensor, recipe: Recipe) -> Tensor:
     """Return the loss that a training step descends.
 
     Args:
         model: In the mode of training.
-        images: Normalised images (B, C, H, W).
+        inputs: What the model is called with: normalised images (B, C, H, W), or sequences and a mask.
         labels: Classes (B,), or parts of each class (B, K), which are smooth already.
         recipe: For its label smoothing.
 
@@ -106,7 +106,7 @@ def training_step(model: Any, images: Tensor, labels: Tensor, recipe: Recipe) ->
         The mean loss of the batch.
     """
     smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
-    return cross_entropy(model(images), labels, label_smoothing=smoothing)
+    return cross_entropy(model(*inputs), labels, label_smoothing=smoothing)
 
 
 def over_processes(loss: Tensor, *, asked_to_stop: bool) -> Tensor:
@@ -129,13 +129,15 @@ def over_processes(loss: Tensor, *, asked_to_stop: bool) -> Tensor:
     return seen
 
 
-def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
+def take_step(
+    model: Any, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...], labels: Tensor, recipe: Recipe
+) -> float:
     """Take one step down the loss; Lightning does the same around `training_step`.
 
     Args:
         model: The model, put into the mode of training.
         optimizer: Of its parameters that are trained.
-        images: Normalised images (B, C, H, W).
+        inputs: As for `training_step`.
         labels: As for `training_step`.
         recipe: For the loss and what is trained.
 
@@ -143,7 +145,7 @@ def take_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, labe
         The loss before the step.
     """
     set_training_mode(model, recipe.trains)
-    loss = training_step(model, images, labels, recipe)
+    loss = training_step(model, inputs, labels, recipe)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import yaml
 
-from mpvg.checkpoint import CLASSIFICATION
+from mpvg.checkpoint import CLASSIFICATION, OF_SEQUENCES
 from mpvg.commands.options import need_dense
 from mpvg.errors import UserError, nearest
 from mpvg.train.training import Training
@@ -45,6 +45,10 @@ def task_called(name: str, *, command: str) -> Task:
     Raises:
         UserError: There is no such task, or it needs what is not installed.
     """
+    if name in OF_SEQUENCES:
+        raise UserError(
+            f"task {name!r} is none of mpvg {command}'s: what mpvg compare trained on {name} is for mpvg analyze."
+        )
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown{nearest(name, TASKS)}: name one of {', '.join(TASKS)}.")
     if name == CLASSIFICATION:
