@@ -140,7 +140,7 @@ def test_images_of_a_set_are_spread_over_its_test_split() -> None:
         assert np.array_equal(pictures.pixels(at, GREY), every.pixels(row, GREY))
         assert pictures.name(at) == every.name(row)
     batches = list(pictures.batches(GREY, size=4))
-    assert [tuple(images.shape) for images, _ in batches] == [(4, 1, 8, 8), (2, 1, 8, 8)]
+    assert [tuple(images.shape) for (images,), _ in batches] == [(4, 1, 8, 8), (2, 1, 8, 8)]
     assert pictures.labels is not None
     assert [label for _, found in batches if found is not None for label in found.tolist()] == pictures.labels.tolist()
 
@@ -148,7 +148,7 @@ def test_images_of_a_set_are_spread_over_its_test_split() -> None:
 def test_each_model_sees_images_at_its_own_size_and_in_its_colours() -> None:
     pictures = load_pictures("digits", count=3, img_size=None, like=GREY, skip_bad=False)
     colour = Preprocessing((32, 24), 3, (0.5,) * 3, (0.25,) * 3)
-    ((images, _),) = pictures.batches(colour, size=8)
+    (((images,), _),) = pictures.batches(colour, size=8)
     assert tuple(images.shape) == (3, 3, 32, 24)
 
 

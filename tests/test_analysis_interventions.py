@@ -83,7 +83,7 @@ def test_accuracy_and_unchanged_answers_are_counted() -> None:
         own = model(x).argmax(dim=1)
     labels = own.clone()
     labels[:3] = (labels[:3] + 1) % 7
-    batches = [(x[:5], labels[:5]), (x[5:], labels[5:])]
+    batches = [((x[:5],), labels[:5]), ((x[5:],), labels[5:])]
     told: list[None] = []
     found = causal_test(model, batches, report=lambda: told.append(None))
     assert (found.images, len(told)) == (9, 2 * 11)
@@ -101,7 +101,7 @@ def test_accuracy_and_unchanged_answers_are_counted() -> None:
 
 
 def test_without_labels_only_unchanged_answers_are_counted() -> None:
-    found = causal_test(small("mpvg"), [(images(4, 2, 16, 16), None)])
+    found = causal_test(small("mpvg"), [((images(4, 2, 16, 16),), None)])
     assert found.accuracy is None
     for one in found.interventions:
         assert one.accuracy is None

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_analysed_on_its_own_data(tmp_path: Path, capsys: pytest
 
     card, trained = load_model(path)
     pictures = load_pictures("digits", count=24, img_size=None, like=GREY, skip_bad=False)
-    ((images, labels),) = pictures.batches(card.preprocessing, size=24)
+    (((images,), labels),) = pictures.batches(card.preprocessing, size=24)
     expected = correlation_by_block(trained, images)
     values = {block["block"]: block["correlation"]["value"] for block in model["blocks"] if block["receives"]}
     assert values == pytest.approx(expected, abs=1e-6)
@@ -204,7 +204,7 @@ def test_study_of_a_class_token_reads_its_row(tmp_path: Path) -> None:
     pictures = load_pictures("digits", count=12, img_size=None, like=GREY, skip_bad=False)
     found = study(subject, pictures, shown=[1, 4])
     model = subject.model
-    ((x, labels),) = pictures.batches(GREY, size=12)
+    (((x,), labels),) = pictures.batches(GREY, size=12)
     seen: list[torch.Tensor] = []
     model.norm.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
     with torch.inference_mode():

@@ -81,7 +81,10 @@ def operations(family: Family, model: Any) -> Operations:
     return found
 
 
-@pytest.mark.parametrize("name", own_classifiers())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("_base_" in name)) for name in own_classifiers()],
+)
 def test_counts_are_the_formulas_and_the_committed_ones(name: str) -> None:
     found = {one.scheme: one for one in costs([name])}
     assert set(found) == {scheme for scheme in mpvg.SCHEMES if scheme != "pvg_cls" or "swin" not in name}
@@ -231,6 +234,90 @@ def test_models_that_cannot_take_a_size_are_left_out(
     printed = capsys.readouterr()
     assert [row["model"] for row in json.loads(printed.out)] == ["mpvg_vit_nano"]
     assert "1 of 2 models cannot take 32 pixels" in printed.err
+
+
+SEQUENCES = {
+    "series": {"in_chans": 2, "patch_size": 3, "max_length": 20},
+    "steps": {"in_chans": 1, "max_length": 9},
+    "text": {"vocab_size": 11, "max_length": 9},
+}
+OF_SEQUENCES = pytest.mark.parametrize("kind", SEQUENCES)
+TINY = {"embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 7}
+
+
+def of_sequences(kind: str, scheme: str, **changes: Any) -> Any:
+    return timm.create_model("mpvg_sequence", scheme=scheme, **{**TINY, **SEQUENCES[kind], **changes})
+
+
+def sequences(model: Any, batch: int) -> Tensor:
+    if model.patch_embed.vocab_size:
+        return torch.zeros(batch, model.max_length, dtype=torch.int64)
+    return torch.zeros(batch, model.max_length, model.patch_embed.in_chans)
+
+
+@OF_SEQUENCES
+def test_matrix_products_of_sequences_are_the_formula(kind: str) -> None:
+    for scheme in (*SCHEMES, *WITH_CLASS_TOKEN):
+        model = unfused(of_sequences(kind, scheme, device="meta"))
+        assert count_matrix_products(model, 5) == 5 * matrix_products(model)
+        assert count_matrix_products(mpvg.fold(model), 5) == 5 * matrix_products(model)
+    tokens, width = 7, 24
+    if kind == "series":  # by hand: 20 steps are 7 tokens, of 3 steps in 2 channels each
+        blocks = 3 * (8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * 48)
+        expected = 2 * tokens * 6 * width + blocks + 2 * width * 7
+        assert matrix_products(of_sequences(kind, "mpvg", device="meta")) == expected
+
+
+@OF_SEQUENCES
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+def test_own_work_in_sequences_is_what_the_model_does(kind: str, folded: bool) -> None:
+    for scheme in (*SCHEMES, *WITH_CLASS_TOKEN):
+        model, bare = (
+            of_sequences(kind, **arguments).eval() for arguments in ({"scheme": scheme}, without_positions(scheme))
+        )
+        model = mpvg.fold(model) if folded else model
+        found, without, work = Operations(), Operations(), own_work(model)
+        for one, counter in ((model, found), (bare, without)):
+            with torch.no_grad(), counter:
+                one(sequences(one, 3))
+        assert found.added - without.added == 3 * work.added, scheme
+        assert (found.norms, found.norm_elements) == (work.norms, work.norm_elements), scheme
+        assert found.averaged - without.averaged == work.averaged, scheme
+        assert (work.averaged > 0) == (model.plan.last is not None and not model.has_class_token)
+
+
+@pytest.mark.parametrize("kind", ["series", "text"])
+def test_memory_for_backward_of_sequences_is_the_formula(kind: str) -> None:
+    for scheme in ("mpvg", "mpvg:last_norm=2", "lape", "pvg_cls:last_norm=0"):
+        model = unfused(of_sequences(kind, scheme, device="meta"))
+        bare = unfused(of_sequences(kind, **without_positions(scheme), device="meta"))
+        for batch in (2, 7):
+            assert count_kept(model, batch) - count_kept(bare, batch) == FLOAT * own_work(model).kept, scheme
+
+
+def test_the_last_norms_position_in_sequences_by_hand() -> None:
+    mpvg_, pvg = costs(["mpvg_sequence"], ["mpvg", "pvg"])
+    assert (mpvg_.height, mpvg_.width, mpvg_.tokens) == (1, 128, 128)
+    assert mpvg_.added - pvg.added == 64  # one vector, and no addition to every token
+    assert mpvg_.averaged == 128 * 64
+    assert mpvg_.norm_flops - pvg.norm_flops == NORM_OPERATIONS * 128 * 64
+    assert mpvg_.folded_tables - pvg.folded_tables == 128 * 64
+    assert mpvg_.folded_flops(4) - pvg.folded_flops(4) == 64 + 128 * 64 / 4
+    assert mpvg_.folded_added == mpvg_.added
+    (longer,) = costs(["mpvg_sequence"], ["mpvg"], img_size=500)
+    assert longer.tokens == longer.width == 500
+
+
+def test_sequences_are_counted_by_name_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["mpvg_sequence", "--schemes", "mpvg,default", "--img-size", "40", "--json"]
+    rows = json.loads("\n".join(lines(words, capsys)))
+    assert [(row["scheme"], row["tokens"], row["width"]) for row in rows] == [("mpvg", 40, 40), ("default", 41, 40)]
+    assert all(row["matmul"] == row["matmul_formula"] for row in rows)
+    assert main(["cost", "mpvg_sequence", "--schemes", "mpvg:last_norm=6"]) == 2
+    assert "mpvg_sequence: " in capsys.readouterr().err
+    assert "mpvg_sequence" not in own_classifiers()
+    assert main(["bench", "--models", "mpvg_vit_nano", "mpvg_sequence"]) == 2
+    assert "--models mpvg_sequence: sequences are not measured" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

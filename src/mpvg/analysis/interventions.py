@@ -15,7 +15,7 @@ from mpvg.analysis.results import CausalTest, Estimate, Intervention
 from mpvg.position import Positions
 from mpvg.stats import CONFIDENCE
 
-Batches = Iterable[tuple[Tensor, Tensor | None]]
+Batches = Iterable[tuple[tuple[Any, ...], Tensor | None]]
 
 
 class Change(NamedTuple):
@@ -73,25 +73,26 @@ def causal_test(model: Any, batches: Batches, *, report: Callable[[], None] = la
 
     Args:
         model: A layer-wise model in eval mode.
-        batches: Preprocessed images (B, C, H, W) with labels (B,); None for labels that the model does not know.
+        batches: The model's inputs, images (B, C, H, W) or sequences with their mask, and labels (B,); None for labels
+            that the model does not know.
         report: Called after each pass over a batch; there are as many as changes, and one more.
 
     Returns:
-        Accuracy as it is and after each change, over the same images.
+        Accuracy as it is and after each change, over the same images or sequences.
     """
     tried = changes(model)
     right: list[list[Tensor]] = [[] for _ in range(len(tried) + 1)]
     same: list[list[Tensor]] = [[] for _ in tried]
     labelled = True
-    for images, labels in batches:
-        own = model(images).argmax(dim=1)
+    for inputs, labels in batches:
+        own = model(*inputs).argmax(dim=1)
         report()
         labelled = labelled and labels is not None
         target = own if labels is None else labels.to(own.device)
         right[0].append(own == target)
         for at, change in enumerate(tried):
             with delivering(model, change.positions):
-                answers = model(images).argmax(dim=1)
+                answers = model(*inputs).argmax(dim=1)
             report()
             right[at + 1].append(answers == target)
             same[at].append(answers == own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,23 @@ from mpvg.stats import bootstrap_interval
 
 _TOGETHER = 32  # images summed in float32 before they join the sum in float64, which is several times slower
 _CONSTANT = 1e-10  # an image's variance this small beside its squares is rounding in float32
+
+
+class Statistics(Protocol):
+    """What is known of maps over samples: here of images, in `mpvg.analysis.sequence_statistics` of sequences."""
+
+    images: int
+
+    @property
+    def grid(self) -> tuple[int, int] | None: ...
+    @property
+    def position(self) -> Tensor | None: ...
+    @property
+    def mean(self) -> Tensor: ...
+    def add(self, maps: Tensor, weights: Tensor) -> None: ...
+    def correlation(self) -> Estimate: ...
+    def correlation_per_image(self) -> Estimate: ...
+    def variance_share(self) -> Estimate: ...
 
 
 class MapStatistics:
@@ -91,7 +109,7 @@ class MapStatistics:
             return Estimate(None)
         position = self.position
         replicates = [correlation(mean, position) for mean, _ in self._replicates()]
-        return _estimate(correlation(self.mean, position), replicates, of_correlations=True)
+        return estimate(correlation(self.mean, position), replicates, of_correlations=True)
 
     def correlation_per_image(self) -> Estimate:
         """Return the mean of the images' own correlations with the position, with its band."""
@@ -101,7 +119,7 @@ class MapStatistics:
             float(total / count) if count > 0 else None
             for *_, count, total in [self._sums, *(self._resampled_sums if self.images > 1 else [])]
         ]
-        return _estimate(of_all, replicates, of_correlations=True)
+        return estimate(of_all, replicates, of_correlations=True)
 
     def variance_share(self) -> Estimate:
         """Return the position's share of the variance of tokens + position, with its band."""
@@ -109,7 +127,7 @@ class MapStatistics:
             return Estimate(None)
         position = self.position
         replicates = [variance_share_of_moments(mean, variance, position) for mean, variance in self._replicates()]
-        return _estimate(variance_share_of_moments(self.mean, _variance(self._sums), position), replicates)
+        return estimate(variance_share_of_moments(self.mean, _variance(self._sums), position), replicates)
 
     def _replicates(self) -> Iterable[tuple[Tensor, float]]:
         """Yield the mean map and the variance over images, tokens and dimensions of each replicate with an image."""
@@ -127,7 +145,8 @@ def _variance(sums: Tensor) -> float:
     return float(variance + (mean_square - mean.square()).clamp(min=0))
 
 
-def _estimate(value: float | None, replicates: Sequence[float | None], *, of_correlations: bool = False) -> Estimate:
+def estimate(value: float | None, replicates: Sequence[float | None], *, of_correlations: bool = False) -> Estimate:
+    """Return a measure with the 95 % band that its bootstrap replicates give, where two or more are defined."""
     defined = [replicate for replicate in replicates if replicate is not None]
     if value is None or len(defined) < 2:
         return Estimate(value)

@@ -92,8 +92,34 @@ def variance_share_of_moments(mean: Tensor, variance: float, position: Tensor) -
     t, d = _flat(mean), _flat(position)
     of_position = float(d.var(correction=0))
     covariance = float(((t - t.mean()) * (d - d.mean())).mean())
+    return _share(variance, covariance, of_position, float(t.square().mean() + d.square().mean()))
+
+
+def variance_share_of_rows(mean: Tensor, variance: float, position: Tensor, counts: Tensor) -> float | None:
+    """Return `variance_share` of tokens of sequences that differ in length: over all real tokens and dimensions.
+
+    Args:
+        mean: The mean (N, D) over the sequences that are real in each row.
+        variance: The variance of all real tokens' entries.
+        position: Map (N, D).
+        counts: How many sequences are real in each row (N,), more than none.
+
+    Returns:
+        As `variance_share`, which it equals where all counts do.
+
+    Source:
+        As `variance_share_of_moments`, each row weighted by its count.
+    """
+    t, d = mean.detach().double(), position.detach().double()
+    weights = (counts.double() / (counts.sum() * t.shape[1])).unsqueeze(1)
+    of_t, of_d = t - (weights * t).sum(), d - (weights * d).sum()
+    covariance, of_position = float((weights * of_t * of_d).sum()), float((weights * of_d.square()).sum())
+    return _share(variance, covariance, of_position, float((weights * (t.square() + d.square())).sum()))
+
+
+def _share(variance: float, covariance: float, of_position: float, squares: float) -> float | None:
     of_input = variance + 2 * covariance + of_position
-    rounding = _CONSTANT * float(t.square().mean() + d.square().mean())
+    rounding = _CONSTANT * squares
     if of_input <= _CONSTANT * max(variance + of_position, rounding):
         return None
     return (of_position + covariance) / of_input

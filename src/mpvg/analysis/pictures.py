@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpvg.data.images import BadImageError, find_images, read_image, to_pixels
-from mpvg.data.preprocessing import Preprocessing
+from mpvg.analysis.samples import chosen_in_words, spread
+from mpvg.data.images import BadImageError, find_images, read_image, resizing_in_words, to_pixels
+from mpvg.data.preprocessing import Preprocessing, eval_batch_size
 from mpvg.data.sources import load_data
 from mpvg.errors import UserError
 
@@ -38,28 +40,41 @@ class Pictures:
     labels: Tensor | None
     classes: tuple[str, ...] | None
     size: tuple[int, int] | None = None
+    unit: ClassVar[str] = "images"
 
     def pixels(self, image: int, preprocessing: Preprocessing) -> Pixels:
         """Return an image (H, W, C) at the size that a model takes."""
         return self.read(image, preprocessing.size, preprocessing.channels)
 
     def batches(
-        self, preprocessing: Preprocessing, *, size: int, count: int | None = None, device: str = "cpu"
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield preprocessed images (B, C, H, W) and their labels (B,), None without.
+        self, preprocessing: Preprocessing, *, size: int | None = None, count: int | None = None, device: str = "cpu"
+    ) -> Iterator[tuple[tuple[Tensor], Tensor | None]]:
+        """Yield preprocessed images (B, C, H, W), alone in a tuple, and their labels (B,), None without.
 
         Args:
             preprocessing: Of the model.
-            size: Images a batch.
+            size: Images a batch; None for as many as their size allows.
             count: How many of all images, spread evenly; None for all.
             device: Where the model computes.
         """
         rows = spread(self.count, self.count if count is None else count)
+        size = size or eval_batch_size(preprocessing.size)
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
             pixels = torch.from_numpy(np.stack([self.pixels(i, preprocessing) for i in chosen]))
             labels = None if self.labels is None else self.labels[chosen]
-            yield preprocessing(pixels.permute(0, 3, 1, 2).to(device)), labels
+            yield (preprocessing(pixels.permute(0, 3, 1, 2).to(device)),), labels
+
+    def batch_count(self, preprocessing: Preprocessing, *, count: int | None = None) -> int:
+        """Return how many `batches` there are."""
+        images = self.count if count is None else min(count, self.count)
+        return -(-images // eval_batch_size(preprocessing.size))
+
+    def remarks(self, label: str, preprocessing: Preprocessing) -> list[str]:
+        """Return sentences on what the preprocessing of a model, called `label`, did to the images."""
+        if self.size in (None, preprocessing.size):
+            return []
+        return [f"For {label}, {resizing_in_words([self.size], preprocessing.size)}."]
 
     def name(self, image: int) -> str:
         """Return the class of an image, or ""."""
@@ -99,15 +114,8 @@ def load_pictures(source: str, *, count: int, img_size: int | None, like: Prepro
     def read(image: int, size: tuple[int, int], channels: int) -> Pixels:
         return to_pixels(split.images[image], size=size, channels=channels)
 
-    note = f"{len(rows):,} of {len(data.test):,} test images of {data.name}, spread evenly"
-    if len(rows) == len(data.test):
-        note = f"All {len(rows):,} test images of {data.name}"
-    return Pictures(f"{note}.", read, len(rows), torch.from_numpy(split.labels), data.classes, data.image_size)
-
-
-def spread(available: int, wanted: int) -> list[int]:
-    """Return the numbers of up to `wanted` of the available images, spread evenly: files come class by class."""
-    return [int(row) for row in np.linspace(0, available - 1, min(available, wanted)).round()] if available else []
+    note = chosen_in_words(len(rows), len(data.test), f"test images of {data.name}")
+    return Pictures(note, read, len(rows), torch.from_numpy(split.labels), data.classes, data.image_size)
 
 
 def _is_a_set(source: str) -> bool:

@@ -1,7 +1,8 @@
 """Recording a model's tokens where positions meet them: one pass, the model's own delivery, memory that does not grow.
 
 Hooks on each block's first norm see LN_l(x_l), one on the Last LN sees x_L and LN(x_L). Sums over the images are kept
-in float64, and a hundred more under random weights, from which the bands over images come.
+in float64, and a hundred more under random weights, from which the bands over images come. Sequences are recorded where
+they are real.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpvg.analysis.map_statistics import MapStatistics
+from mpvg.analysis.map_statistics import MapStatistics, Statistics
+from mpvg.analysis.sequence_statistics import Reach, SequenceStatistics
 from mpvg.errors import RunError
+from mpvg.models.mpvg_sequence import LayerwiseSequence
+from mpvg.models.sequence_inputs import check_sequences
 from mpvg.position import Layerwise, Positions
 
 REPLICATES = 100
@@ -75,8 +79,8 @@ class Recorder:
 
     Args:
         model: A layer-wise model, folded or not, or a plain vision transformer of timm; in eval mode.
-        replicates: Bootstrap replicates for the bands over images; 0 for none.
-        shown: Numbers of the images whose token norms are kept, ascending.
+        replicates: Bootstrap replicates for the bands over images or sequences; 0 for none.
+        shown: Numbers of the images whose token norms are kept, ascending; none of sequences.
     """
 
     def __init__(self, model: Any, *, replicates: int = REPLICATES, shown: Sequence[int] = ()) -> None:
@@ -84,8 +88,11 @@ class Recorder:
         self.positions: Positions | None = model.positions() if isinstance(model, Layerwise) else None
         self.places = places(model, self.positions)
         self.last = None if self.positions is None else last_position(model, self.positions)
-        self.blocks = [MapStatistics(place.position, replicates=replicates) for place in self.places]
-        self.before, self.after = MapStatistics(None), MapStatistics(None)
+        self.reach: Reach | None = None
+        if isinstance(model, LayerwiseSequence):
+            self.reach = Reach(model.patch_embed.num_patches, replicates=replicates)
+        self.blocks = [self._statistics(place.position, replicates) for place in self.places]
+        self.before, self.after = self._statistics(None), self._statistics(None)
         self.prefix_before, self.prefix_after = MapStatistics(None), MapStatistics(None)
         self.shown = tuple(shown)
         self.norms: list[tuple[Tensor, Tensor]] = []  # of each shown image, the tokens' norms around the Last LN
@@ -114,29 +121,66 @@ class Recorder:
         self._hooks.clear()
 
     @torch.inference_mode()
-    def run(self, batch: Tensor) -> Tensor:
-        """Run the model on images and take in what it does.
+    def run(self, batch: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run the model on images or sequences and take in what it does.
 
         Args:
-            batch: Images (B, C, H, W), preprocessed.
+            batch: Images (B, C, H, W), preprocessed; or token ids (B, T), or series (B, T, C).
+            mask: Of sequences, True at real places (B, T); None for no padding.
 
         Returns:
             The model's output.
 
         Raises:
             NonFiniteActivationsError: An activation is NaN or infinite; the error names the block.
-            ValueError: The images are not of the model's size.
+            ValueError: The images are not of the model's size, or no sequences that the model takes.
         """
         drawn = torch.poisson(torch.ones(len(batch), self.replicates), generator=self._random)  # image by image
         self._weights = drawn.T.to(batch.device)
         self._sizes.clear()
-        output: Tensor = self.model(batch)
+        if self.reach is not None:
+            embed = self.model.patch_embed
+            check_sequences(batch, mask, embed.vocab_size, embed.in_chans, self.model.max_length)
+            real = torch.ones(batch.shape[:2], dtype=torch.bool, device=batch.device) if mask is None else mask
+            self.reach.see(self.model.token_mask(real)[:, self.model.num_prefix_tokens :], self._weights)
+        output: Tensor = self.model(batch) if mask is None else self.model(batch, mask)
         self._sizes.append(("the head", output.sum()))
-        self._check_finite(batch)
+        self._check_finite(batch if mask is None else batch[mask], len(batch))
         self.images += len(batch)
         return output
 
-    def _see_block(self, place: Place, statistics: MapStatistics) -> Any:
+    def reached(self, table: Tensor) -> Tensor:
+        """Return the rows of a table (N, D) that the statistics use: all, or those that enough sequences reach."""
+        return table if self.reach is None else table[self.reach.used]
+
+    def read_out(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Return what is read out before and after the Last LN, and what its position adds to it, vectors (D,).
+
+        None where that is the mean over the rows of the maps: images without a class token that is read out.
+        Assumption: of sequences, the mean over all of them of each one's mean over its own tokens.
+        """
+        constant = None
+        if self.prefix_after.images and getattr(self.model, "global_pool", "") == "token":
+            if self.last is not None:
+                assert self.positions is not None
+                constant = torch.zeros_like(self.last[0])
+                if self.model.has_class_row:
+                    constant = self.positions.last[0, 0].detach().double()  # type: ignore[index]
+            return self.prefix_before.mean[0], self.prefix_after.mean[0], constant
+        if self.reach is None:
+            return None
+        assert isinstance(self.before, SequenceStatistics)
+        assert isinstance(self.after, SequenceStatistics)
+        if self.last is not None:
+            constant = self.reach.shares @ self.last
+        return self.before.read_out, self.after.read_out, constant
+
+    def _statistics(self, position: Tensor | None, replicates: int = 0) -> Statistics:
+        if self.reach is None:
+            return MapStatistics(position, replicates=replicates)
+        return SequenceStatistics(position, self.reach)
+
+    def _see_block(self, place: Place, statistics: Statistics) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> None:
             if place.block == 0:
                 self._sizes.append(("the patch embedding", args[0].sum()))
@@ -166,13 +210,16 @@ class Recorder:
                     read = read + self.last
                 self.norms.append((tokens.norm(dim=1).cpu(), read.norm(dim=1).cpu()))
 
-    def _check_finite(self, batch: Tensor) -> None:
+    def _check_finite(self, given: Tensor, count: int) -> None:
         finite = torch.stack([size for _, size in self._sizes]).isfinite().tolist()
         if not all(finite):
             name = self._sizes[finite.index(False)][0]
-            cause = "the images themselves are not finite" if not batch.isfinite().all() else "its weights are at fault"
+            what = "images" if self.reach is None else "sequences"
+            cause = (
+                f"the {what} themselves are not finite" if not given.isfinite().all() else "its weights are at fault"
+            )
             raise NonFiniteActivationsError(
-                f"{name} puts out NaN or infinite numbers on images {self.images} to {self.images + len(batch) - 1}: "
+                f"{name} puts out NaN or infinite numbers on {what} {self.images} to {self.images + count - 1}: "
                 f"{cause}, so nothing after it can be analysed."
             )
 
@@ -207,22 +254,24 @@ def check_plain(model: Any) -> None:
         )
 
 
-def correlation_by_block(model: Any, images: Tensor) -> dict[int, float | None]:
+def correlation_by_block(model: Any, batch: Tensor, mask: Tensor | None = None) -> dict[int, float | None]:
     """Return the correlation of normalised tokens and delivered position at each block that receives one.
 
     Args:
         model: A layer-wise model, in eval mode.
-        images: Images (B, C, H, W) it has not been trained on.
+        batch: Images (B, C, H, W) it has not been trained on; or token ids (B, T), or series (B, T, C).
+        mask: Of sequences, True at real places (B, T); None for no padding.
 
     Returns:
         Pearson's correlation of mean_B LN_l(x_l) and d_l over patch tokens by block number l; empty where the scheme
         delivers nothing.
 
     Source:
-        MPVG, figure 4.
+        MPVG, figure 4. Assumption: of sequences, row n of the mean is over those with a token n, and only rows that at
+        least half of the batch reaches are used.
     """
     with Recorder(model, replicates=0) as recorder:
-        recorder.run(images)
+        recorder.run(batch, mask)
     depth = len(model.all_blocks())
     return {
         place.block: statistics.correlation().value

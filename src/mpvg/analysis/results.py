@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mpvg.analysis.measures import LastNormStatistics
+from mpvg.data.splits import singular
 
 
 class Estimate(NamedTuple):
@@ -28,9 +29,11 @@ class BlockFindings:
     Args:
         block: Its number l, from 0.
         name: "0", "1", ...; "LCA" for CeiT's attention over layers.
-        grid: Rows of the maps lie on this grid (H, W); None where they are no image patches (LCA: layers).
-        tokens: Mean over the images of LN_l(x_l), (N, D) in float64, patch tokens only.
-        position: d_l (N, D) in float64, patch rows only; None where nothing is delivered.
+        grid: Rows of the maps lie on this grid (H, W), of sequences (1, N); None where they are no image patches (LCA:
+            layers).
+        tokens: Mean over the images of LN_l(x_l), (N, D) in float64, patch tokens only; of sequences only the N rows
+            that at least half of them reach.
+        position: d_l (N, D) in float64, the same rows; None where nothing is delivered.
         correlation: Of `tokens` and `position`.
         correlation_per_image: The mean over the images of each one's own correlation.
         variance_share: Of the attention's input, what the position carries.
@@ -61,7 +64,7 @@ class LastNormFindings:
         position: LN'(s) (N, D), what a scheme adds there; None for none.
         gamma: The norm's weight (D,); None without.
         beta: The norm's bias (D,); None without.
-        constant: c (D,), the mean of `position` over the tokens; None without one.
+        constant: c (D,), the mean of `position` over the tokens, of sequences each one's own; None without one.
         statistics: Measures of all these.
         paper: What the paper prints for this model, by the names of `statistics`.
     """
@@ -136,7 +139,7 @@ class Findings:
         scheme: Canonical text; "" for a model without one (timm's own).
         folded: Whether its positions are stored tables.
         parameters: Their number.
-        images: How many were analysed.
+        images: How many were analysed, of what `unit` says.
         initial: pos_0 (N, D), patch rows only; None without a table.
         initial_grid: The grid (H, W) of its rows.
         blocks: One for each block, CeiT's LCA behind them.
@@ -146,6 +149,7 @@ class Findings:
         notes: What could not be drawn or computed and why, each a sentence.
         seed: Of the training; None where there was none.
         accuracy: On all images analysed; None where they have no label that the model knows.
+        unit: What was analysed: "images", "sentences" or "series".
     """
 
     name: str
@@ -165,6 +169,12 @@ class Findings:
     notes: tuple[str, ...]
     seed: int | None = None
     accuracy: float | None = None
+    unit: str = "images"
+
+    @property
+    def one(self) -> str:
+        """What a single one of its samples is called."""
+        return singular(self.unit)
 
     @property
     def delivers(self) -> bool:

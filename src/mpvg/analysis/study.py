@@ -6,34 +6,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mpvg.analysis.interventions import causal_test, changes
-from mpvg.analysis.map_statistics import MapStatistics
+from mpvg.analysis.map_statistics import Statistics
 from mpvg.analysis.measures import effective_rank, last_norm_statistics
 from mpvg.analysis.pictures import Pictures
 from mpvg.analysis.printed import printed_at_last_norm, printed_correlations
 from mpvg.analysis.record import Place, Recorder, patch_rows
-from mpvg.analysis.results import BlockFindings, CausalTest, Estimate, Findings, LastNormFindings, TokenNorms
+from mpvg.analysis.results import (
+    BlockFindings,
+    CausalTest,
+    Estimate,
+    Findings,
+    LastNormFindings,
+    TokenNorms,
+)
+from mpvg.analysis.samples import Samples
 from mpvg.analysis.subjects import Subject
-from mpvg.data.images import resizing_in_words
-from mpvg.data.preprocessing import eval_batch_size
+from mpvg.data.splits import singular
 
 Grid = tuple[int, int] | None
 
 
-def passes(subject: Subject, pictures: Pictures, *, causal_images: int) -> int:
+def passes(subject: Subject, samples: Samples, *, causal_images: int) -> int:
     """Return how many batches `study` runs a model on, to show how far it has come."""
-    size = eval_batch_size(subject.preprocessing.size)
-    recorded = -(-pictures.count // size)
     tried = len(changes(subject.model)) + 1 if causal_images and subject.scheme else 0
-    return recorded + tried * -(-min(causal_images, pictures.count) // size)
+    again = tried * samples.batch_count(subject.preprocessing, count=causal_images) if tried else 0
+    return samples.batch_count(subject.preprocessing) + again
 
 
 def study(
     subject: Subject,
-    pictures: Pictures,
+    samples: Samples,
     *,
     shown: Sequence[int] = (),
     causal_images: int = 0,
@@ -44,8 +49,8 @@ def study(
 
     Args:
         subject: The model.
-        pictures: The images.
-        shown: Numbers of the images whose token norms are kept.
+        samples: The images or sequences.
+        shown: Numbers of the images whose token norms are kept; none of sequences.
         causal_images: How many of them the causal test takes; 0 leaves it out.
         device: Where to compute.
         report: Called after each batch.
@@ -57,18 +62,17 @@ def study(
         NonFiniteActivationsError: The model computes NaN or infinite numbers; the error names the block.
     """
     model, preprocessing = subject.model.to(device), subject.preprocessing
-    size = eval_batch_size(preprocessing.size)
-    knows = subject.card is not None and subject.card.classes == pictures.classes
+    knows = subject.card is not None and subject.card.classes == samples.classes
     right = 0
     with Recorder(model, shown=shown) as recorder:
-        for batch, labels in pictures.batches(preprocessing, size=size, device=device):
-            answers = recorder.run(batch).argmax(dim=1).cpu()
+        for inputs, labels in samples.batches(preprocessing, device=device):
+            answers = recorder.run(*inputs).argmax(dim=1).cpu()
             if knows and labels is not None:
                 right += int((answers == labels).sum())
             report()
     notes = [subject.note] if subject.note else []
-    if pictures.size not in (None, preprocessing.size):
-        notes.append(f"For {subject.label}, {resizing_in_words([pictures.size], preprocessing.size)}.")
+    notes += samples.remarks(subject.label, preprocessing)
+    notes += _rows_in_words(recorder, samples.unit)
     grid: Grid = getattr(model.patch_embed, "grid_size", None)
     printed = printed_correlations(subject.model_name, model)
     blocks = tuple(
@@ -80,15 +84,17 @@ def study(
     last = _last(subject, recorder, grid)
     if last is None:
         notes.append(f"{subject.label} has no norm between its last block and pooling, so there is no Last LN to draw.")
-    norms = _norms(recorder, last.grid, pictures, subject) if last is not None and last.grid and shown else None
+    norms = None
+    if last is not None and last.grid and shown and isinstance(samples, Pictures):
+        norms = _norms(recorder, last.grid, samples, subject.preprocessing)
     if last is not None and last.grid is None:
         notes.append(f"The Last LN of {subject.label} reads a single token, so there are no norms over the image.")
     initial, initial_grid = _initial(model, recorder, grid)
-    causal = _causal(subject, pictures, causal_images, knows, device, report)
+    causal = _causal(subject, samples, causal_images, knows, device, report)
     if causal is not None and not knows:
         notes.append(
-            f"{subject.label} was not trained on the classes of these images, so the causal test counts unchanged "
-            "answers and no accuracy."
+            f"{subject.label} was not trained on the classes of these {samples.unit}, so the causal test counts "
+            "unchanged answers and no accuracy."
         )
     return Findings(
         name=subject.name,
@@ -108,20 +114,21 @@ def study(
         notes=tuple(notes),
         seed=subject.seed,
         accuracy=right / recorder.images if knows else None,
+        unit=samples.unit,
     )
 
 
-def _block(place: Place, seen: MapStatistics, *, grid: Grid, paper: float | None) -> BlockFindings:
+def _block(place: Place, seen: Statistics, *, grid: Grid, paper: float | None) -> BlockFindings:
     return BlockFindings(
         block=place.block,
         name=place.name,
         grid=grid,
         tokens=seen.mean.cpu(),
-        position=None if place.position is None else place.position.cpu(),
+        position=_stored(seen.position),
         correlation=seen.correlation(),
         correlation_per_image=seen.correlation_per_image(),
         variance_share=seen.variance_share(),
-        effective_rank=Estimate(None if place.position is None else effective_rank(place.position)),
+        effective_rank=Estimate(None if seen.position is None else effective_rank(seen.position)),
         paper=paper,
     )
 
@@ -130,14 +137,9 @@ def _last(subject: Subject, recorder: Recorder, grid: Grid) -> LastNormFindings 
     if not recorder.after.images:
         return None
     model, before, after = subject.model, recorder.before.mean, recorder.after.mean
-    position, constant, readout = recorder.last, None, None
-    if recorder.prefix_after.images and getattr(model, "global_pool", "") == "token":
-        readout = (recorder.prefix_before.mean[0], recorder.prefix_after.mean[0])
-    if position is not None:
-        assert recorder.positions is not None
-        constant = position.mean(dim=0) if readout is None else torch.zeros_like(position[0])
-        if readout is not None and model.has_class_row:
-            constant = recorder.positions.last[0, 0].detach().double()  # type: ignore[index]
+    position, read = None if recorder.last is None else recorder.reached(recorder.last), recorder.read_out()
+    constant = read[2] if read is not None else None if position is None else position.mean(dim=0)
+    readout = None if read is None else read[:2]
     gamma, beta = (getattr(model.norm, name, None) for name in ("weight", "bias"))
     statistics = last_norm_statistics(before, after, beta=beta, position=position, readout=readout, constant=constant)
     return LastNormFindings(
@@ -153,10 +155,10 @@ def _last(subject: Subject, recorder: Recorder, grid: Grid) -> LastNormFindings 
     )
 
 
-def _norms(recorder: Recorder, grid: tuple[int, int], pictures: Pictures, subject: Subject) -> TokenNorms:
+def _norms(recorder: Recorder, grid: tuple[int, int], pictures: Pictures, preprocessing: Any) -> TokenNorms:
     before, after = (np.stack([norms[part].reshape(grid).numpy() for norms in recorder.norms]) for part in (0, 1))
     return TokenNorms(
-        images=np.stack([pictures.pixels(image, subject.preprocessing) for image in recorder.shown]),
+        images=np.stack([pictures.pixels(image, preprocessing) for image in recorder.shown]),
         names=tuple(pictures.name(image) for image in recorder.shown),
         before=before,
         after=after,
@@ -168,16 +170,19 @@ def _initial(model: Any, recorder: Recorder, grid: Grid) -> tuple[Tensor | None,
     if table is None:
         return None, None
     if recorder.positions is not None:
-        return _stored(patch_rows(table, int(model.has_class_row))), (
-            (table.shape[1], table.shape[2]) if table.dim() == 4 else grid
-        )
+        rows = patch_rows(table, int(model.has_class_row))
+        assert rows is not None
+        rows = recorder.reached(rows)
+        if recorder.reach is not None:
+            grid = recorder.before.grid
+        return _stored(rows), (table.shape[1], table.shape[2]) if table.dim() == 4 else grid
     patches = 0 if grid is None else grid[0] * grid[1]
     return _stored(patch_rows(table, table.shape[1] - patches)), grid
 
 
 def _causal(
     subject: Subject,
-    pictures: Pictures,
+    samples: Samples,
     images: int,
     knows: bool,
     device: str,
@@ -185,9 +190,24 @@ def _causal(
 ) -> CausalTest | None:
     if not images or not subject.scheme or not changes(subject.model):
         return None
-    size = eval_batch_size(subject.preprocessing.size)
-    batches = pictures.batches(subject.preprocessing, size=size, count=images, device=device)
-    return causal_test(subject.model, ((batch, labels if knows else None) for batch, labels in batches), report=report)
+    batches = samples.batches(subject.preprocessing, count=images, device=device)
+    return causal_test(
+        subject.model, ((inputs, labels if knows else None) for inputs, labels in batches), report=report
+    )
+
+
+def _rows_in_words(recorder: Recorder, unit: str) -> list[str]:
+    """Say which rows of the maps are used where sequences do not reach all of them."""
+    reach = recorder.reach
+    if reach is None or bool((reach.counts == reach.sequences).all()):
+        return []
+    used, most = int(reach.used.sum()), int((reach.counts > 0).nonzero().max()) + 1
+    return [
+        f"Maps have {used:,} rows, those that at least half of the {unit} reach; the longest {singular(unit)} reaches "
+        f"{most:,}, and the position table has {reach.rows:,}. A row is the mean over the {unit} that are real there. "
+        f"What is read out, and c, is the mean over each one's own tokens, averaged over the {unit}. All of this is an "
+        "assumption: the paper has images of one size."
+    ]
 
 
 def _stored(values: Tensor | None) -> Tensor | None:

@@ -9,18 +9,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 
 from mpvg.analysis.record import check_plain
-from mpvg.checkpoint import Card, load_model
+from mpvg.checkpoint import CLASSIFICATION, OF_SEQUENCES, Card, load_any
 from mpvg.data.preprocessing import Preprocessing
 from mpvg.errors import UserError, nearest
 from mpvg.fold import Folded, fold
 from mpvg.scheme import SCHEMES
 from mpvg.train.build import check_scheme
+
+if TYPE_CHECKING:  # it needs what only sequences need
+    from mpvg.sequence_card import SequenceCard
 
 _WEIGHTS = (".ckpt", ".safetensors")
 _OF_A_FIT = ("best.safetensors", "best.ckpt", "last.ckpt")
@@ -37,7 +40,7 @@ class Subject:
         model_name: timm's.
         scheme: Canonical text; "" for a model without one.
         model: In eval mode.
-        preprocessing: Of its images.
+        preprocessing: Of its images or sequences.
         card: Of its checkpoint; None for a model that was created.
         note: What a reader should know of it, or "".
     """
@@ -48,9 +51,14 @@ class Subject:
     model_name: str
     scheme: str
     model: Any
-    preprocessing: Preprocessing
-    card: Card | None = None
+    preprocessing: Any  # Preprocessing, or one of mpvg.analysis.sequences
+    card: Card | SequenceCard | None = None
     note: str = ""
+
+    @property
+    def task(self) -> str:
+        """What it was made for: "classification", of images, or "text" or "series"."""
+        return getattr(self.card, "task", CLASSIFICATION)
 
     @property
     def seed(self) -> int | None:
@@ -81,10 +89,11 @@ def load_subjects(
         folded: Fold each layer-wise model.
 
     Returns:
-        One subject a model, with labels that tell them apart.
+        One subject a model, all of one task, with labels that tell them apart.
 
     Raises:
-        UserError: There is no such checkpoint, model or scheme, or it cannot be built or analysed.
+        UserError: There is no such checkpoint, model or scheme, it cannot be built or analysed, or the models are of
+            several tasks.
     """
     subjects = []
     for name in names:
@@ -97,6 +106,7 @@ def load_subjects(
             subjects.append(_from_checkpoint(name, path))
         else:
             raise _unknown(name)
+    _check_one_task(subjects)
     if folded:
         subjects = [replace(one, model=fold(one.model)) if one.scheme else one for one in subjects]
     return _labelled(subjects)
@@ -117,17 +127,37 @@ def _in_order(subject: Subject) -> tuple[int, str, int]:
     return rank, subject.scheme, subject.seed or 0
 
 
+def _check_one_task(subjects: Sequence[Subject]) -> None:
+    first = subjects[0]
+    for one in subjects:
+        if one.task != first.task:
+            kinds = [model.task.replace(CLASSIFICATION, "images") for model in (first, one)]
+            raise UserError(
+                f"{first.name} is a model of {kinds[0]}, {one.name} of {kinds[1]}: no samples are for both, so analyse "
+                "them one by one."
+            )
+
+
 def _from_checkpoint(name: str, path: Path) -> Subject:
-    card, model = load_model(path)
+    found, model = load_any(path)
+    card: Any = found
+    if not isinstance(card, Card) and card.task not in OF_SEQUENCES:
+        raise UserError(f"{path} is a checkpoint of {card.task}, and this is for classification: use mpvg test.")
+    preprocessing = card.preprocessing
+    if card.data.get("shuffle_tokens"):
+        from mpvg.analysis.sequences import InRandomOrder
+
+        preprocessing = InRandomOrder(preprocessing)
     of_data = {key: value for key, value in card.data.items() if key != "seed"}
+    of_model = {key: value for key, value in card.arguments.items() if key != "vocab_size"}  # by the split, so the seed
     return Subject(
         name=name,
         label="",
-        series=json.dumps([card.model, str(model.scheme), card.arguments, of_data], default=str),
+        series=json.dumps([card.model, str(model.scheme), of_model, of_data], default=str),
         model_name=card.model,
         scheme=str(model.scheme),
         model=model,
-        preprocessing=card.preprocessing,
+        preprocessing=preprocessing,
         card=card,
     )
 
@@ -135,6 +165,11 @@ def _from_checkpoint(name: str, path: Path) -> Subject:
 def _created(name: str, scheme: str, img_size: int | None, pretrained: bool) -> Subject:
     model_name, _, own_scheme = name.partition(":")
     ours = model_name.startswith("mpvg_")
+    if model_name.startswith("mpvg_sequence"):
+        raise UserError(
+            f"{name}: a model of text or series knows its words or channels from training: name a checkpoint of mpvg "
+            "compare --task text or series."
+        )
     if own_scheme and not ours:
         raise UserError(f"{name!r}: {model_name} is timm's own and has no scheme: leave {':' + own_scheme!r} out.")
     arguments: dict[str, Any] = {"scheme": check_scheme(own_scheme or scheme)} if ours else {}

@@ -53,6 +53,7 @@ def as_json(found: Findings) -> dict[str, Any]:
         "folded": found.folded,
         "parameters": found.parameters,
         "images": found.images,
+        "unit": found.unit,
         "seed": found.seed,
         "accuracy": found.accuracy,
         "blocks": [_block_json(block) for block in found.blocks],

@@ -14,6 +14,7 @@ _EXAMPLES = """examples:
   mpvg analyze runs/fit/best.safetensors --out look
   mpvg analyze runs/compare-mine --out look                  every run of a comparison, seeds together
   mpvg analyze pvg.ckpt --compare mpvg.ckpt --data photos/ --out look
+  mpvg analyze runs/words --out look                         sentences or series, as the models were trained on
   mpvg analyze mpvg_deit_tiny_patch16_224:lape --compare deit_tiny_patch16_224 --out look"""
 
 
@@ -36,11 +37,12 @@ def add_parser(commands: Any) -> None:
     add("--compare", nargs="+", default=[], metavar="OTHER", help="further models, named likewise")
     add(
         "--data",
+        nargs="+",
         metavar="SOURCE",
-        help="images as mpvg compare takes them, of which the test split is used, or any image files "
-        "(the checkpoint's own; digits for a model without)",
+        help="images, sentences or series as mpvg compare takes them, of which the test split is used, or any image "
+        "files (the checkpoint's own; digits for a model without)",
     )
-    add("--images", type=positive, default=512, metavar="N", help="how many, spread evenly (512)")
+    add("--images", type=positive, default=512, metavar="N", help="how many images or sequences, spread evenly (512)")
     add(
         "--causal-images",
         type=whole,
@@ -60,6 +62,7 @@ def add_parser(commands: Any) -> None:
     add("--pretrained", action="store_true", help="load timm's weights into models named, not loaded")
     add("--fold", action="store_true", help="fold the models first; what is found is the same")
     add("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
+    add("--impute", action="store_true", help="fill in missing values of series, as mpvg compare --impute does")
     add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     add("--json", action="store_true", help="print analysis.json too; all else goes to standard error")
 
@@ -83,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             pretrained=arguments.pretrained,
             folded=arguments.fold,
             skip_bad_images=arguments.skip_bad_images,
+            impute=arguments.impute,
             device=arguments.device,
             command=_command(arguments),
             console=Console(stderr=arguments.json),
@@ -97,7 +101,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> str:
     """Return the command that makes the same analysis again."""
     options = {
-        "--data": arguments.data,
         "--images": arguments.images,
         "--causal-images": arguments.causal_images,
         "--scheme": arguments.scheme if arguments.scheme != "mpvg" else None,
@@ -106,8 +109,11 @@ def _command(arguments: argparse.Namespace) -> str:
     }
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     flags = [
-        f"--{name}" for name in ("pretrained", "fold", "skip-bad-images") if vars(arguments)[name.replace("-", "_")]
+        f"--{name}"
+        for name in ("pretrained", "fold", "skip-bad-images", "impute")
+        if vars(arguments)[name.replace("-", "_")]
     ]
     shown = ["--show", *map(str, arguments.show)] if arguments.show else []
     others = ["--compare", *arguments.compare] if arguments.compare else []
-    return shlex.join(["mpvg", "analyze", arguments.model, *others, *words, *shown, *flags])
+    data = ["--data", *arguments.data] if arguments.data else []
+    return shlex.join(["mpvg", "analyze", arguments.model, *others, *data, *words, *shown, *flags])

@@ -20,6 +20,7 @@ from mpvg.bench.heats import COLUMNS, Heat, Measured, measure, merged
 from mpvg.bench.turns import FEWEST_ROUNDS, is_quiet
 from mpvg.bench.work import MODES, Task
 from mpvg.commands.options import check_writable, device, need, positive, split_schemes
+from mpvg.cost.examples import SEQUENCES
 from mpvg.errors import UserError, nearest
 from mpvg.files import as_csv, write_atomically
 from mpvg.train.build import check_build, check_registered, own_size
@@ -150,6 +151,8 @@ def _heats(arguments: argparse.Namespace) -> Iterator[Heat]:
     _check_means(arguments, modes)
     size = (arguments.img_size, arguments.img_size) if arguments.img_size else None
     schemes = [] if arguments.self_test else split_schemes(arguments.schemes)
+    if SEQUENCES in arguments.models:
+        raise UserError(f"--models {SEQUENCES}: sequences are not measured: leave it out, or count it with mpvg cost.")
     for model in map(check_registered, arguments.models):
         against = reference(model, arguments.against)
         built = {"img_size": size or own_size(model)}

@@ -13,6 +13,7 @@ import timm
 
 from mpvg.commands.options import check_writable, positive, split_schemes
 from mpvg.cost.count import as_row, costs
+from mpvg.cost.examples import SEQUENCES, size_arguments
 from mpvg.errors import UserError
 from mpvg.files import as_csv, write_atomically
 from mpvg.models.architectures import own_classifiers
@@ -26,12 +27,13 @@ _EXAMPLES = """examples:
   mpvg cost
   mpvg cost mpvg_deit_tiny_patch16_224 --batch 128
   mpvg cost mpvg_swin_tiny_patch4_window7_224 --schemes 'pvg,mpvg,mpvg:last_norm=3' --img-size 448
+  mpvg cost mpvg_sequence --img-size 512                     series of one channel, so many steps
   mpvg cost --csv cost.csv"""
 _COLUMNS = """
-Millions of FLOPs, two a multiply-accumulate. products: matrix products of one image, as torch counts them with fused
-attention off. LN': the scheme's own norms, once a forward pass whatever the batch. adds: its additions, each image.
-MiB of float32 kept for backward, fused attention off: image, for each; step, once. vs gap, vs default: all FLOPs of an
-image in a batch of {batch} against those schemes in the same model; folded: against gap after mpvg.fold."""
+Millions of FLOPs, two a multiply-accumulate. products: matrix products of one {one}, as torch counts them with fused
+attention off. LN': the scheme's own norms, once a forward pass whatever the batch. adds: its additions, each {one}.
+MiB of float32 kept for backward, fused attention off: {one}, for each; step, once. vs gap, vs default: all FLOPs of one
+{one} in a batch of {batch} against those schemes in the same model; folded: against gap after mpvg.fold."""
 
 
 def add_parser(commands: Any) -> None:
@@ -44,16 +46,22 @@ def add_parser(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("models", nargs="*", metavar="MODEL", help="registered mpvg_* models (all)")
+    add("models", nargs="*", metavar="MODEL", help="registered mpvg_* models (all of images); mpvg_sequence")
     add("--schemes", metavar="A,B,...", help=f"names or texts ({','.join(SCHEMES)})")
     add("--batch", type=positive, default=1, metavar="N", help="images a forward pass, which share its norms (1)")
-    add("--img-size", type=positive, metavar="PIXELS", help="side of the images (each model's own)")
+    add(
+        "--img-size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the images, steps of mpvg_sequence (each model's own)",
+    )
     add("--csv", type=Path, metavar="FILE", help="write every number to a CSV file")
     add("--json", action="store_true", help="as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    models = [check_registered(name) for name in dict.fromkeys(arguments.models)]
+    named = dict.fromkeys(arguments.models)
+    models = [name if name == SEQUENCES else check_registered(name) for name in named]
     schemes = _schemes(arguments.schemes)
     file = arguments.csv.expanduser() if arguments.csv else None
     if file:
@@ -80,8 +88,9 @@ def _rows(models: Sequence[str], schemes: Sequence[str], img_size: int | None, b
 
 def _print(rows: Iterator[Row], models: Sequence[str], schemes: Sequence[str], batch: int) -> list[Row]:
     """Print each row as soon as it is counted, and return all."""
+    one = "series" if set(models) == {SEQUENCES} else "image"
     names = f"{{:{max(map(len, models))}}} {{:{max(map(len, [*schemes, 'scheme']))}}} "
-    heads = ("parameters", "products", "LN'", "adds", "image", "step", "vs gap", "default", "folded")
+    heads = ("parameters", "products", "LN'", "adds", one, "step", "vs gap", "default", "folded")
     print(names.format("model", "scheme") + "{:>11} {:>9} {:>6} {:>6} {:>7} {:>6} {:>8} {:>8} {:>8}".format(*heads))
     printed = []
     for row in rows:
@@ -93,7 +102,10 @@ def _print(rows: Iterator[Row], models: Sequence[str], schemes: Sequence[str], b
             flush=True,
         )
         printed.append(row)
-    print(_COLUMNS.format(batch=batch))
+    print(_COLUMNS.format(batch=batch, one=one))
+    steps = next((row["width"] for row in printed if row["model"] == SEQUENCES), None)
+    if steps:
+        print(f"{SEQUENCES}: series of one channel and {steps} steps.")
     return printed
 
 
@@ -112,7 +124,8 @@ def _check_size(named: Sequence[str], img_size: int | None) -> list[str]:
     fitting, refusals = [], []
     for name in named or registered:
         try:
-            check_build(name, "gap", {"img_size": (img_size, img_size)})
+            if name != SEQUENCES:  # which takes any length
+                check_build(name, "gap", {"img_size": (img_size, img_size)})
             fitting.append(name)
         except UserError as error:
             refusals.append(error)
@@ -128,9 +141,8 @@ def _check_meaning(models: Sequence[str], scheme: str, img_size: int | None) -> 
     """Refuse a scheme that means nothing in any of the models."""
     reason = None
     for name in models:
-        side = {"img_size": img_size} if img_size else {}
         try:
-            timm.create_model(name, scheme=scheme, device="meta", weight_init="skip", **side)
+            timm.create_model(name, scheme=scheme, device="meta", weight_init="skip", **size_arguments(name, img_size))
             return
         except ValueError as error:
             reason = reason or f"{name}: {error}"

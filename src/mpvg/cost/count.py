@@ -12,7 +12,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpvg.cost.formulas import channels, matrix_products
+from mpvg.cost.examples import example, size_arguments, size_of
+from mpvg.cost.formulas import matrix_products
 from mpvg.cost.own_work import own_work
 from mpvg.fold import fold
 from mpvg.models.common import plain_attention
@@ -28,16 +29,16 @@ class Cost:
     Args:
         model: Registered name.
         scheme: Its scheme.
-        height: Of the images, pixels.
-        width: Of the images, pixels.
-        tokens: Of an image, the class token among them.
+        height: Of the images, pixels; 1 for sequences.
+        width: Of the images, pixels; of sequences their steps.
+        tokens: Of an image, the class token among them; all that is told of an image holds for a sequence.
         parameters: Frozen ones too.
         matmul: Matrix-product FLOPs of one image, counted by torch with fused attention off.
         matmul_formula: The same by closed formula.
         merging: Of these, Swin's merging of positions, which is done once a forward pass.
         norms: Position norms.
         norm_flops: Their operations, once a forward pass.
-        averaged: Further additions once a forward pass (CeiT under MPVG).
+        averaged: Further additions once a forward pass (CeiT and sequences under MPVG).
         added: Additions of positions, an image.
         kept_image: Bytes kept for backward, an image, fused attention off.
         kept_once: Bytes kept for backward, once a step.
@@ -103,13 +104,13 @@ def cost(model: Any) -> Cost:
         model: An unfolded model of this library on the meta device; it is left in eval mode.
 
     Returns:
-        The cost at the model's image size.
+        The cost at the model's image size, or greatest length.
     """
     with plain_attention(model):
         once, image = _kept(model)
         folded = fold(model)
         work = own_work(model)
-        height, width = model.patch_embed.img_size
+        height, width = size_of(model)
         return Cost(
             model=model.default_cfg["architecture"],
             scheme=str(model.scheme),
@@ -141,18 +142,19 @@ def costs(
     Args:
         models: Registered names.
         schemes: Names or texts of schemes.
-        img_size: Side of the images in pixels; None for each model's own.
+        img_size: Side of the images in pixels, of sequences their steps; None for each model's own.
 
     Yields:
         A cost for each model and scheme, in order; `scheme` is as it was named, though a family without class tokens
         may make of it what another name says.
     """
-    size = {} if img_size is None else {"img_size": img_size}
     for name in models:
         counted: dict[str, Cost] = {}
         for scheme in schemes:
             try:
-                model = timm.create_model(name, scheme=scheme, device="meta", weight_init="skip", **size)
+                model = timm.create_model(
+                    name, scheme=scheme, device="meta", weight_init="skip", **size_arguments(name, img_size)
+                )
             except ValueError:  # a scheme that means nothing in this family
                 continue
             meant = str(model.scheme)
@@ -165,17 +167,17 @@ def count_matrix_products(model: Any, batch: int = 1) -> int:
     """Return the matrix-product FLOPs of a forward pass as torch counts them; fused attention must be off."""
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(_images(model, batch))
+        model(example(model, batch))
     return counter.get_total_flops()
 
 
 def count_kept(model: Any, batch: int) -> int:
     """Return the bytes that a forward pass in training mode keeps for backward, each storage once.
 
-    Parameters, buffers and the images are not counted: they are there anyway.
+    Parameters, buffers and the input are not counted: they are there anyway.
     """
-    images = _images(model, batch)
-    there = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
+    given = example(model, batch)
+    there = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), given)}
     found: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -185,7 +187,7 @@ def count_kept(model: Any, batch: int) -> int:
 
     model.train()
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(images)
+        model(given)
     model.eval()
     return sum(storage.nbytes() for storage in found.values())
 
@@ -208,10 +210,6 @@ def _kept(model: Any) -> tuple[int, int]:
     """Return the bytes kept once a step and for each image; a single image takes shorter ways, so two and three."""
     two, three = count_kept(model, 2), count_kept(model, 3)
     return 3 * two - 2 * three, three - two
-
-
-def _images(model: Any, batch: int) -> torch.Tensor:
-    return torch.empty(batch, channels(model), *model.patch_embed.img_size, device="meta")
 
 
 def _parameters(model: nn.Module) -> int:

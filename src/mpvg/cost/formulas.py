@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpvg.models.mpvg_ceit import LayerwiseCeiT
+from mpvg.models.mpvg_sequence import LayerwiseSequence
 from mpvg.models.mpvg_swin import LayerwiseSwin
 from mpvg.models.mpvg_t2t import LayerwiseT2T
 
@@ -44,7 +45,7 @@ def block(tokens: int, width: int, hidden: int, window: int | None = None) -> in
 
 
 def matrix_products(model: Any) -> int:
-    """Return the matrix-product FLOPs that one image takes, without those of the position path.
+    """Return the matrix-product FLOPs that one image or sequence takes, without those of the position path.
 
     Args:
         model: A model of this library, folded or not.
@@ -55,16 +56,20 @@ def matrix_products(model: Any) -> int:
     if isinstance(model, LayerwiseSwin):
         return _swin(model)
     height, width = model.patch_embed.grid_size
-    patches, dim, chans = height * width, model.embed_dim, channels(model)
+    patches, dim = height * width, model.embed_dim
     tokens, classifier = patches + model.num_prefix_tokens, linear(1, dim, model.num_classes)
+    if isinstance(model, LayerwiseSequence):
+        embed = model.patch_embed
+        chans = embed.in_chans  # none of token ids, which are looked up
+        return linear(patches, chans * embed.patch_size, dim) + _blocks(model, tokens) + classifier
+    chans = channels(model)
     if isinstance(model, LayerwiseCeiT):
         return _ceit_stem(patches, dim, chans) + _ceit_blocks(model, tokens, patches) + classifier
     if isinstance(model, LayerwiseT2T):
         stem = _soft_splits(patches, dim, chans)
     else:
         stem = linear(patches, chans * model.patch_embed.patch_size[0] * model.patch_embed.patch_size[1], dim)
-    hidden = model.blocks[0].mlp.fc1.out_features
-    return stem + len(model.blocks) * block(tokens, dim, hidden) + classifier
+    return stem + _blocks(model, tokens) + classifier
 
 
 def merge(tokens: int, width: int) -> int:
@@ -77,6 +82,10 @@ def channels(model: Any) -> int:
     if isinstance(model, LayerwiseT2T):
         return model.patch_embed.proj.attention1.norm1.normalized_shape[0] // 49
     return next(parameter.shape[1] for parameter in model.patch_embed.parameters() if parameter.ndim == 4)
+
+
+def _blocks(model: Any, tokens: int) -> int:
+    return len(model.blocks) * block(tokens, model.embed_dim, model.blocks[0].mlp.fc1.out_features)
 
 
 def _performer(tokens: int, width: int, out: int) -> int:

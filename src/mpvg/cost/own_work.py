@@ -5,7 +5,8 @@ The position path never sees an image, so its norms are applied once a forward p
     LN' of (N, D)          7 N D operations        once a forward pass
     LN(x) + d              N D additions           once an image
     x_0 = tokens + pos_0   N D additions           once an image
-    LN(x_L) + LN'(s)       N D additions           once an image
+    LN(x_L) + LN'(s)       N D additions           once an image; of sequences whose tokens are averaged, the mean of
+                                                   LN'(s) once a forward pass, and D additions for each
 
 For backward a LN' keeps its mean and scale, 2 N numbers, and what it reads, N D numbers, unless that is pos_0 itself,
 which is a parameter and there anyway. Adding keeps nothing.
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from mpvg.cost.formulas import merge
 from mpvg.fold import Folded
 from mpvg.models.mpvg_ceit import LayerwiseCeiT
+from mpvg.models.mpvg_sequence import LayerwiseSequence
 from mpvg.models.mpvg_swin import LayerwiseSwin
 from mpvg.scheme import Plan
 
@@ -46,7 +48,8 @@ class OwnWork:
         norms: Position norms, applied once a forward pass each; Swin's merging of positions brings norms of its own.
         norm_elements: Numbers that go through them.
         merging: Matrix-product FLOPs of Swin's merging of positions, once a forward pass.
-        averaged: Additions once a forward pass: CeiT averages the Last LN's position over the tokens.
+        averaged: Additions once a forward pass: CeiT and models of sequences, here without padding, average the Last
+            LN's position over the tokens.
         added: Additions an image.
         kept: Numbers kept for backward, once a step.
     """
@@ -97,10 +100,12 @@ def own_work(model: Any) -> OwnWork:
         work.added += stage.tokens * stage.width * sum(next(received) is not None for _ in range(stage.depth))
     first, last = stages[0], stages[-1]
     is_ceit = isinstance(model, LayerwiseCeiT)
+    averages = isinstance(model, LayerwiseSequence) and model.global_pool == "avg"
     if plan.join_input:
         work.added += first.tokens * first.width
     if _adds_at_last_norm(model):
-        work.added += (1 if is_ceit else last.tokens) * last.width
+        work.added += (1 if is_ceit or averages else last.tokens) * last.width
+        work.averaged += last.tokens * last.width if averages else 0
     if is_ceit:
         _count_layer_attention(work, model)
     return work

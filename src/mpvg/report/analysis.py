@@ -17,6 +17,7 @@ from mpvg.analysis.results import Findings
 from mpvg.analysis.statements import Statement
 from mpvg.files import write_atomically
 from mpvg.report import analysis_tables as tables
+from mpvg.report.analysis_missing import about, missing_causal, missing_last, missing_norms, notes
 from mpvg.report.page import template
 from mpvg.report.svg import PAGE, PRINT, SERIES_COUNT, Drawing, Palette, inline_svg, print_files, style
 from mpvg.report.wording import NBSP, listed
@@ -76,7 +77,7 @@ def write_analysis_report(
         tested: The paper's statements about them.
         out: The folder; it must exist. Files already there are replaced, each in one step.
         command: What reproduces the report.
-        data: A sentence on the images.
+        data: A sentence on the images or sequences.
         versions: Of the programs, by name.
 
     Returns:
@@ -101,11 +102,13 @@ def write_analysis_report(
         last_norm_measures=[heading for heading, _, _ in tables.LAST_NORM_MEASURES],
         block_rows=tables.block_rows,
         causal_rows=tables.causal_rows,
-        notes=list(_notes(findings)),
+        notes=list(notes(findings)),
         command=command,
         data=data,
         versions=versions,
         series_count=SERIES_COUNT,
+        unit=findings[0].unit,
+        sample=findings[0].one,
     )
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
@@ -122,29 +125,30 @@ def _sections(findings: Sequence[Findings]) -> Iterator[_Section]:
     """Return all sections; of several seeds, maps show the first."""
     series = grouped(findings)
     silent = [one.label for one in findings if not one.delivers]
-    nothing = _about(silent, "delivers no position to its blocks", "deliver no position to their blocks")
+    nothing = about(silent, "delivers no position to its blocks", "deliver no position to their blocks")
     delivering = [one for one in series if one.members[0].delivers]
     mapped = [one.members[0] for one in series]
     yield _Section("Tokens and positions", [_figure2(mapped), *_depth(series, delivering, "correlation")], nothing)
-    yield _Section("The Last LN", [*_last_norm(mapped)], [*_missing_last(findings)])
-    yield _Section("Token norms", [*_norms(mapped)], [*_missing_norms(findings)])
+    yield _Section("The Last LN", [*_last_norm(mapped)], [*missing_last(findings)])
+    if findings[0].unit == "images":  # they are drawn over pictures
+        yield _Section("Token norms", [*_norms(mapped)], [*missing_norms(findings)])
     yield _Section(
         "Delivered positions",
         [*_similarity(mapped), *_depth(series, delivering, "share"), *_depth(series, delivering, "rank")],
         nothing,
     )
-    yield _Section("Causal test", [*_causal(findings)], [*_missing_causal(findings)])
+    yield _Section("Causal test", [*_causal(findings)], [*missing_causal(findings)])
 
 
 def _figure2(findings: Sequence[Findings]) -> _Plot:
     figure = tokens_and_positions(findings)
     limit = figure.scales[0].high
     text = (
-        "Above, the normalised tokens that enter a block's attention (mean over the images); below, the position "
-        "delivered to it. A row is a token, a column a dimension. Where the position is red and the tokens are blue, "
-        "or the other way round, the two counterbalance; r is their correlation. All panels share one scale, which "
-        f"ends at ±{limit:g}: 99.5{NBSP}% of the entries of the block panels lie within, and x_L after the last block "
-        f"may exceed it (the paper's figure ends at ±20). {_reduced(findings)}"
+        f"Above, the normalised tokens that enter a block's attention (mean over the {findings[0].unit}); below, the "
+        "position delivered to it. A row is a token, a column a dimension. Where the position is red and the tokens "
+        "are blue, or the other way round, the two counterbalance; r is their correlation. All panels share one scale, "
+        f"which ends at ±{limit:g}: 99.5{NBSP}% of the entries of the block panels lie within, and x_L after the last "
+        f"block may exceed it (the paper's figure ends at ±20). {_reduced(findings)}"
     )
     return _Plot("figure2_tokens_and_positions", "Tokens and positions (figure 2)", text.strip(), figure)
 
@@ -153,7 +157,8 @@ def _reduced(findings: Sequence[Findings]) -> str:
     shapes = [block.tokens.shape for one in findings for block in one.blocks]
     parts = []
     if any(rows > 256 for rows, _ in shapes):
-        parts.append("maps of more than 256 tokens are averaged over square neighbourhoods")
+        square = "square neighbourhoods" if findings[0].unit == "images" else "neighbours"
+        parts.append(f"maps of more than 256 tokens are averaged over {square}")
     if any(columns > 256 for _, columns in shapes):
         parts.append("of more than 256 dimensions evenly chosen ones are drawn")
     text = "; ".join(parts)
@@ -163,6 +168,7 @@ def _reduced(findings: Sequence[Findings]) -> str:
 def _depth(series: Sequence[Series], delivering: Sequence[Series], which: str) -> Iterator[_Plot]:
     if not delivering:
         return
+    unit, sample = delivering[0].members[0].unit, delivering[0].members[0].one
     band = (
         f"The shaded band is the 95{NBSP}% Student-t interval over seeds; thin lines are seeds, the thick line is "
         "their mean."
@@ -170,7 +176,7 @@ def _depth(series: Sequence[Series], delivering: Sequence[Series], which: str) -
         else ""
     )
     single = (
-        f"The shaded band of a single model is its 95{NBSP}% bootstrap band over images."
+        f"The shaded band of a single model is its 95{NBSP}% bootstrap band over {unit}."
         if which != "rank" and any(len(one.members) == 1 for one in delivering)
         else ""
     )
@@ -180,7 +186,7 @@ def _depth(series: Sequence[Series], delivering: Sequence[Series], which: str) -
         rings = " Open rings are the paper's values." if printed else ""
         text = (
             f"The correlation r of tokens and delivered position, block by block. {bands} Diamonds correlate each "
-            f"image by itself and average then.{rings} At −1 tokens and position cancel out but for scale; at zero "
+            f"{sample} by itself and average then.{rings} At −1 tokens and position cancel out but for scale; at zero "
             "they are not linearly related."
         )
         chart = DepthChart(
@@ -189,7 +195,7 @@ def _depth(series: Sequence[Series], delivering: Sequence[Series], which: str) -
             "correlation",
             centred=True,
             second=lambda block: block.correlation_per_image,
-            second_name="per image, then averaged",
+            second_name=f"per {sample}, then averaged",
             paper=True,
         )
         yield _Plot("figure4_correlation_by_depth", "Correlation by depth (figure 4)", text, chart)
@@ -210,20 +216,25 @@ def _depth(series: Sequence[Series], delivering: Sequence[Series], which: str) -
 
 
 def _last_norm(findings: Sequence[Findings]) -> Iterator[_Plot]:
-    added = positions_in_last_norm(findings)
+    unit, added = findings[0].unit, positions_in_last_norm(findings)
     if added is not None:
         text = (
-            "Tokens before and after the Last LN (mean over the images), and the position that is added after it. "
+            f"Tokens before and after the Last LN (mean over the {unit}), and the position that is added after it. "
             "Each column has one scale for all models. Correlations are of the maps, flattened."
         )
         yield _Plot("figure8_last_norm_position", "The position at the Last LN (figure 8)", text, added)
     figure = last_norm(findings)
     if figure is not None:
+        constant = (
+            "the constant c: the mean of the added position over the tokens, all that average pooling keeps of it"
+        )
+        if unit != "images":
+            constant = f"c: what average pooling keeps of the added position, by the length, averaged over the {unit}"
         text = (
-            "Maps before and after the Last LN, its weight γ and bias β by dimension, and the constant c: the mean of "
-            "the added position over the tokens, all that average pooling keeps of it. γ and β have the same axes in "
-            "all models. The cosine is of what is read out: the mean over the tokens, or the class token, which the "
-            "maps leave out. Between PVG and MPVG compare var(β + c), not var(β), as the table above says."
+            f"Maps before and after the Last LN, its weight γ and bias β by dimension, and {constant}. γ and β have "
+            "the same axes in all models. The cosine is of what is read out: the mean over the tokens, or the class "
+            "token, which the maps leave out. Between PVG and MPVG compare var(β + c), not var(β), as the table above "
+            "says."
         )
         yield _Plot("figure6_last_norm", "What the Last LN does (figure 6)", text, figure)
 
@@ -242,7 +253,14 @@ def _norms(findings: Sequence[Findings]) -> Iterator[_Plot]:
 
 def _similarity(findings: Sequence[Findings]) -> Iterator[_Plot]:
     figure = similarity(findings)
-    if figure is not None:
+    if figure is not None and findings[0].unit != "images":
+        text = (
+            "The cosine similarity of each position with every other one, the first token at the top left: red where "
+            "positions are alike, blue where they are opposite. Only tokens that at least half of the "
+            f"{findings[0].unit} have are drawn."
+        )
+        yield _Plot("position_similarity", "How alike positions are", text, figure)
+    elif figure is not None:
         text = (
             "The cosine similarity of the position in the grid's centre with every other one, drawn at its place on "
             "the image: red where positions are alike, blue where they are opposite. Maps of all grids are drawn at "
@@ -253,49 +271,17 @@ def _similarity(findings: Sequence[Findings]) -> Iterator[_Plot]:
 
 def _causal(findings: Sequence[Findings]) -> Iterator[_Plot]:
     known, unknown = causal_charts(findings)
+    unit = findings[0].unit
     start = "What happens when a block receives no position, pos_0, or the position of another block"
-    bars = f"Bars are 95{NBSP}% intervals: over images (paired), or with several seeds over seeds (Student t)"
+    bars = f"Bars are 95{NBSP}% intervals: over {unit} (paired), or with several seeds over seeds (Student t)"
     if known is not None:
         text = (
-            f"{start}: the change of accuracy on the same images. {bars}; where a bar crosses zero, no change is shown."
+            f"{start}: the change of accuracy on the same {unit}. {bars}; where a bar crosses zero, no change is shown."
         )
         yield _Plot("causal_test", "Accuracy without a block's position", text, known)
     if unknown is not None:
         text = (
-            f"{start}: the part of the images whose most probable class stays the same. Accuracy is unknown here, as "
-            "the images have no labels that the model knows."
+            f"{start}: the part of the {unit} whose most probable class stays the same. Accuracy is unknown here, as "
+            f"the {unit} have no labels that the model knows."
         )
         yield _Plot("causal_test_answers", "Answers without a block's position", text, unknown)
-
-
-def _missing_last(findings: Sequence[Findings]) -> Iterator[str]:
-    yield from _about([one.label for one in findings if one.last is None], "has no Last LN", "have no Last LN")
-    plain = [one.label for one in findings if one.last is not None and one.last.position is None]
-    if plain and len(plain) == sum(one.last is not None for one in findings):
-        yield f"{listed(plain)}: no position is added after the Last LN, so figure 8 is left out."
-    else:
-        yield from _about(plain, "adds no position after the Last LN", "add no position after the Last LN")
-
-
-def _missing_norms(findings: Sequence[Findings]) -> Iterator[str]:
-    lacking = [one for one in findings if one.norms is None]
-    reason = "no map of token norms, as there is no Last LN over patch tokens"
-    yield from _about([one.label for one in lacking], f"has {reason}", f"have {reason}")
-
-
-def _missing_causal(findings: Sequence[Findings]) -> Iterator[str]:
-    lacking = [one for one in findings if one.causal is None]
-    silent = [one.label for one in lacking if not one.delivers]
-    yield from _about(silent, "delivers nothing that could be replaced", "deliver nothing that could be replaced")
-    untested = [one.label for one in lacking if one.delivers]
-    yield from _about(untested, "was not put to the causal test", "were not put to the causal test")
-
-
-def _about(names: Sequence[str], one: str, several: str) -> list[str]:
-    return [f"{listed(names)} {one if len(names) == 1 else several}."] if names else []
-
-
-def _notes(findings: Sequence[Findings]) -> Iterator[str]:
-    for one in findings:
-        for note in one.notes:
-            yield f"{one.label}: {note}" if len(findings) > 1 else note

@@ -130,7 +130,8 @@ def bands(findings: Sequence[Findings]) -> str:
     if not 2 <= len(delivering) <= _FEW:
         return ""
     seeds = sum(len(one.members) > 1 for one in delivering)
-    over = "over images" if not seeds else "over seeds where there are several, else over images"
+    over = f"over {delivering[0].members[0].unit}"
+    over = over if not seeds else f"over seeds where there are several, else {over}"
     return f"Parentheses hold 95{NBSP}% intervals {over}."
 
 
@@ -245,5 +246,5 @@ def _end_text(series: Series, end: Point) -> str:
     band = interval_text(end.estimate)
     if not band:
         return estimate_text(end.estimate)
-    what = "over images" if len(series.members) == 1 else f"over {len(series.members)} seeds"
+    what = f"over {series.members[0].unit}" if len(series.members) == 1 else f"over {len(series.members)} seeds"
     return f"{number(end.estimate.value)} (95{NBSP}% {what}: {band})"

@@ -110,7 +110,8 @@ class DepthChart:
         if several:
             yield line("one seed", 0.8, alpha=0.55)
         over = ["seeds (Student t)"] * several
-        over += ["images (bootstrap)"] * any(point.estimate.low is not None for point in single)
+        unit = self.series[0].members[0].unit
+        over += [f"{unit} (bootstrap)"] * any(point.estimate.low is not None for point in single)
         if over:
             yield area(f"95 % band over {' or '.join(over)}")
         if self.second is not None:

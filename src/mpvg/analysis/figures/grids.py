@@ -50,6 +50,8 @@ def token_norms(findings: Sequence[Findings]) -> list[TileFigure]:
 def similarity(findings: Sequence[Findings]) -> TileFigure | None:
     """Lay out how similar the position in the grid's centre is to every other one, for pos_0 and blocks.
 
+    Of sequences, how similar all positions are to each other.
+
     Args:
         findings: The models, a band for each that has a position.
 
@@ -102,11 +104,11 @@ def _similarity_title(block: BlockFindings, grids: Sequence[Grid]) -> str:
 
 
 def _of_centre(table: Tensor, grid: Grid | None) -> Paint:
-    """Draw one row of the similarities as a map, or all of them where rows lie on no grid."""
+    """Draw one row of the similarities as a map, or all of them where rows lie on no grid or a single row."""
     found = position_similarity(table)
     if found is None:
         return message("undefined:\na position\nis zero")
-    if grid is None:
+    if grid is None or grid[0] == 1:
         return heat(found.numpy(), _SIMILARITY, aspect="equal")
     height, width = grid
     return heat(found[(height // 2) * width + width // 2].reshape(grid).numpy(), _SIMILARITY, aspect="equal")

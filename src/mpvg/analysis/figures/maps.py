@@ -52,13 +52,15 @@ def shown_map(values: Tensor, grid: tuple[int, int] | None) -> Array:
         grid: The grid (H, W) of its rows.
 
     Returns:
-        At most about 256 rows, averaged over square neighbourhoods of the grid, and at most 256 columns, evenly chosen.
+        At most about 256 rows, averaged over square neighbourhoods of the grid, or over neighbours where it is a single
+        row, and at most 256 columns, evenly chosen.
     """
     values = values.detach().double()
     dimensions = values.shape[1]
     values = values[:, :: math.ceil(dimensions / _COLUMNS)]
     if grid is not None and len(values) > _ROWS:
-        factor = math.ceil(math.sqrt(len(values) / _ROWS))
+        times = len(values) / _ROWS
+        factor = math.ceil(times if grid[0] == 1 else math.sqrt(times))
         size = (math.ceil(grid[0] / factor), math.ceil(grid[1] / factor))
         values = adaptive_avg_pool2d(values.T.unflatten(1, grid), size).flatten(1).T
     return values.numpy()
