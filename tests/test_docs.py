@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import analysis_tables
+import beyond_images_tables
 import cost_tables
 import dense_learning_tables
 import finetuning_tables
@@ -80,7 +81,15 @@ def test_the_table_in_fidelity_is_what_is_printed(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     "module",
-    [analysis_tables, cost_tables, dense_learning_tables, finetuning_tables, recipes_tables, results_tables],
+    [
+        analysis_tables,
+        beyond_images_tables,
+        cost_tables,
+        dense_learning_tables,
+        finetuning_tables,
+        recipes_tables,
+        results_tables,
+    ],
     ids=lambda module: module.DOCUMENT.name,
 )
 def test_tables_are_what_their_numbers_give(module: Any) -> None:
