@@ -237,7 +237,10 @@ def test_the_embedded_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     [
         (["--task", "text", "--data", "missing"], "missing"),
         (["--task", "text", "--data", "{text}", "{text}"], "name one folder"),
-        (["--task", "text", "--data", "{text}", "--model", "mpvg_vit_nano"], "'mpvg_vit_nano' with --task text"),
+        (
+            ["--task", "text", "--data", "{text}", "--model", "mpvg_vit_nano"],
+            "'mpvg_vit_nano' is none for --task text: use mpvg_sequence",
+        ),
         (["--task", "text", "--data", "{text}", "--impute"], "--impute is for --task series, not for text"),
         (["--task", "text", "--data", "{text}", "--patch-size", "2"], "--patch-size is for --task series"),
         (["--task", "text", "--data", "{text}", "--img-size", "8"], "--img-size is for --task classification"),

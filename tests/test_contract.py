@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Collection
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -20,16 +20,27 @@ from mpvg import SCHEMES, PositionScheme, fold
 from mpvg.models.weights import filter_checkpoint
 from mpvg.scheme import SchemeLike
 
-# shrunken, a family's models are much the same: the first goes through all schemes, the others through one
-CASES = [
-    pytest.param(family, name, scheme, id=f"{name}-{scheme}", marks=[pytest.mark.slow] * (name != family.models[0]))
-    for family in FAMILIES
-    for name in family.models
-    for scheme in (family.schemes if name == family.models[0] else ["mpvg"])
-]
+
+def cases(quick: Collection[str]) -> list[Any]:
+    """Return every model and scheme that is tested; all but the first model of a family under `quick` ones are slow.
+
+    Shrunken, a family's models are much the same: the first goes through all schemes, the others through one.
+    """
+    return [
+        pytest.param(
+            family,
+            name,
+            scheme,
+            id=f"{name}-{scheme}",
+            marks=[pytest.mark.slow] * (name != family.models[0] or scheme not in quick),
+        )
+        for family in FAMILIES
+        for name in family.models
+        for scheme in (family.schemes if name == family.models[0] else ["mpvg"])
+    ]
 
 
-def every_model_and_scheme(test: Callable[..., None]) -> Any:
+def every_model_and_scheme(test: Callable[..., None], *, quick: Collection[str] = SCHEMES) -> Any:
     """Run a check over everything; where the family declares a "no" to it, see that it says so."""
 
     @wraps(test)
@@ -41,7 +52,7 @@ def every_model_and_scheme(test: Callable[..., None]) -> Any:
             with pytest.raises(error):
                 test(family, name, scheme, **rest)
 
-    return pytest.mark.parametrize(("family", "name", "scheme"), CASES)(checked)
+    return pytest.mark.parametrize(("family", "name", "scheme"), cases(quick))(checked)
 
 
 def test_every_registered_model_is_in_a_family() -> None:
@@ -235,7 +246,7 @@ def test_fx_with_dynamic_sizes(family: Family, name: str, scheme: str) -> None:
     assert relative(trace(model, x), model(x)) < 1e-6
 
 
-@every_model_and_scheme
+@partial(every_model_and_scheme, quick=("default", "lape", "mpvg"))
 def test_compile(family: Family, name: str, scheme: str) -> None:
     torch._dynamo.reset()
     model, x = build(family, scheme, name), inputs(family)

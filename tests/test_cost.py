@@ -83,7 +83,10 @@ def operations(family: Family, model: Any) -> Operations:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * ("_base_" in name)) for name in own_classifiers()],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * ("_base_" in name or "_small_" in name))
+        for name in own_classifiers()
+    ],
 )
 def test_counts_are_the_formulas_and_the_committed_ones(name: str) -> None:
     found = {one.scheme: one for one in costs([name])}

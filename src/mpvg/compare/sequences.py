@@ -41,7 +41,8 @@ def load_sequences(settings: Settings, schemes: Sequence[str]) -> tuple[dict[str
     known = timm.list_models("mpvg_sequence*")
     if settings.model not in known:
         raise UserError(
-            f"--model {settings.model!r} with --task {asked.task}: {nearest(settings.model, known)}use {known[0]}."
+            f"--model {settings.model!r} is none for --task {asked.task}{nearest(settings.model, known)}: "
+            f"use {known[0]}."
         )
     if asked.task == "text":
         if len(settings.sources) != 1:
