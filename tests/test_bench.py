@@ -328,6 +328,7 @@ def test_times_outlive_a_memory_that_cannot_be_measured(monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(not memory._STATUS.exists(), reason="needs Linux's /proc")
+@pytest.mark.slow
 def test_peak_memory_in_onnxruntime_has_the_weights_in_it() -> None:
     found = peak_mib(Task("onnx", False, 1, (32, 32)), Contestant("mpvg_deit_tiny_patch16_224", "gap"))
     assert found is not None

@@ -74,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 @every_family
-@pytest.mark.parametrize("scheme", ["mpvg", "lape"])
+@pytest.mark.parametrize("scheme", ["mpvg", pytest.param("lape", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("folded", [False, True], ids=["whole", "folded"])
 def test_onnx_computes_what_the_model_does(
     family: Family,
